@@ -1,0 +1,1 @@
+"""Who runs a search, and what is written."""

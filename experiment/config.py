@@ -1,0 +1,312 @@
+"""The config of an experiment: one schema for the JSON file, the flags and the saved record.
+
+tt-scale-flux's keys load unchanged with their meaning; every other key is optional.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+import search
+import verifiers
+from search.ledger import Budget
+from utils import UserError, did_you_mean, find_path
+
+DEFAULT_ROUNDS = 4
+DEFAULT_PROMPT_FILE = "prompts_open_image_pref_v1.txt"
+DEFAULT_NUM_PROMPTS = 2
+VERIFIER_KEYS = ("name", "choice_of_metric")
+SEARCH_KEYS = ("search_method", "search_rounds")
+
+
+class Part(BaseModel):
+    """A part of the config: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Options(BaseModel):
+    """A part whose further keys are the options of the class that it names."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class VerifierArgs(Options):
+    """Which verifier, and which of its metrics (a name, or a weight for each of several)."""
+
+    name: str = Field("gemini", description="a verifier's name, or 'package.module:Class'")
+    choice_of_metric: str | dict[str, float] | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        known = verifiers.metrics_of(self.name)
+        if self.choice_of_metric is not None:
+            verifiers.base.check_metric(self.name, known, self.choice_of_metric)
+        if not verifiers.is_planned(self.name):
+            build = verifiers.verifier_class(self.name)
+            verifiers.check_options(f"The verifier '{self.name}'", build, self.options)
+        return self
+
+    @property
+    def metric(self) -> str | dict[str, float]:
+        return self.choice_of_metric or verifiers.default_metric(self.name)
+
+
+class SearchArgs(Options):
+    """Which search, for how many rounds, with which hyper-parameters."""
+
+    search_method: str = Field("random", description="a search's name, or 'package.module:Class'")
+    search_rounds: int | None = Field(None, ge=1, description="unset: 4, or the budget's end")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        self.build()
+        return self
+
+    def build(self) -> Any:
+        """The search with its hyper-parameters checked."""
+        build = search.search_class(self.search_method)
+        who = f"The search method '{self.search_method}'"
+        verifiers.check_options(who, build, self.options)
+        try:
+            return TypeAdapter(build).validate_python(self.options)
+        except ValidationError as error:
+            raise UserError(sentence(error, "search_args")) from error
+
+
+class BudgetArgs(Part):
+    """Limits for each prompt; null means none."""
+
+    nfe: int | None = Field(None, ge=1, description="scheduler steps of candidates")
+    seconds: float | None = Field(None, gt=0)
+    verifications: int | None = Field(None, ge=1)
+
+    def build(self) -> Budget:
+        return Budget(nfe=self.nfe, seconds=self.seconds, verifications=self.verifications)
+
+
+class EngineArgs(Part):
+    """How the pipeline runs; changes speed and memory, not what is asked."""
+
+    batch_size: int | Literal["auto"] = "auto"
+    device: str = "auto"
+
+    @field_validator("batch_size")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"must be at least 1, not {value}")
+        return value
+
+
+class ExportArgs(BaseModel):
+    """How videos are written; further keys go to diffusers' export_to_video."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    fps: int = Field(24, ge=1)
+
+
+class ExperimentConfig(Part):
+    """Everything that a run depends on."""
+
+    schema_: str | None = Field(None, alias="$schema")
+    pretrained_model_name_or_path: str
+    torch_dtype: Literal["fp32", "fp16", "bf16"] = "bf16"
+    pipeline_call_args: dict[str, Any] = Field(default_factory=dict)
+    verifier_args: VerifierArgs = Field(default_factory=VerifierArgs)
+    search_args: SearchArgs = Field(default_factory=SearchArgs)
+    export_args: ExportArgs | None = None
+    judges: tuple[VerifierArgs, ...] = ()
+    budget: BudgetArgs = Field(default_factory=BudgetArgs)
+    engine_args: EngineArgs = Field(default_factory=EngineArgs)
+    prompts: str | None = Field(None, description="a text file, one prompt a line")
+    prompt: str | None = Field(None, description="a single prompt, in place of a file")
+    num_prompts: int | Literal["all"] | None = Field(None, description="the first so many")
+    batch_size_for_img_gen: int | None = Field(None, ge=1)
+    use_low_gpu_vram: bool = False
+    seed: int = Field(0, ge=0)
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, title="Experiment"
+    )
+
+    @field_validator("num_prompts")
+    @classmethod
+    def _some(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"must be at least 1, not {value}")
+        return value
+
+    @property
+    def rounds(self) -> int | None:
+        """How many rounds: as set; unset, as many as a budget allows, or else 4."""
+        if self.search_args.search_rounds is None and not self.budget.build().bounded:
+            return DEFAULT_ROUNDS
+        return self.search_args.search_rounds
+
+    @property
+    def batch_size(self) -> int | Literal["auto"]:
+        return self.batch_size_for_img_gen or self.engine_args.batch_size
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole config with its defaults filled in, as saved: running it repeats the run."""
+        whole = self.model_dump(mode="json", by_alias=True, exclude={"schema_"})
+        whole["search_args"] = {
+            "search_method": self.search_args.search_method,
+            "search_rounds": self.rounds,
+            **TypeAdapter(type(self.search_args.build())).dump_python(
+                self.search_args.build(), mode="json"
+            ),
+        }
+        for args, part in zip(
+            (self.verifier_args, *self.judges),
+            (whole["verifier_args"], *whole["judges"]),
+            strict=True,
+        ):
+            part["choice_of_metric"] = args.metric
+        return whole
+
+
+def load_config(path: str, overrides: Mapping[str, Any]) -> ExperimentConfig:
+    """The config at `path` with dotted overrides ("search_args.search_rounds") laid over it."""
+    content = read_json(path)
+    for dotted, value in overrides.items():
+        _override(content, dotted, value)
+    return parse_config(content)
+
+
+def parse_config(content: Any) -> ExperimentConfig:
+    """A config from its parsed JSON, or a `UserError` of one sentence."""
+    try:
+        return ExperimentConfig.model_validate(content)
+    except ValidationError as error:
+        raise UserError(sentence(error)) from error
+
+
+def read_json(path: str) -> Any:
+    """The JSON of a config file; what is wrong with it is said by line and column."""
+    found = find_path(path)
+    if found is None or not found.is_file():
+        folder = find_path("configs")
+        known = [f"configs/{p.name}" for p in folder.glob("*.json")] if folder else []
+        raise UserError(f"There is no config file '{path}': {did_you_mean(path, known)}")
+    try:
+        return json.loads(found.read_text(encoding="utf-8"), object_pairs_hook=_no_twins)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        ) from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f"The key '{key}' stands twice in the config: keep one.")
+    return dict(pairs)
+
+
+def _override(content: Any, dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {}) if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        raise UserError(f"--set {dotted}: '{dotted.rpartition('.')[0]}' is not a part of keys.")
+    content[last] = value
+
+
+def sentence(error: ValidationError, prefix: str = "") -> str:
+    """The first of pydantic's complaints as one sentence, and how many more there are."""
+    first, *more = error.errors()
+    text = _complaint(first, prefix)
+    return f"{text[:-1]} (and {len(more)} more)." if more else text
+
+
+def _complaint(error: ErrorDetails, prefix: str) -> str:
+    path = [prefix] if prefix else []
+    path += [
+        str(p) for p in error["loc"] if str(p) not in ("int", "float", "str", "constrained-int")
+    ]
+    where = ".".join(path) or "the config"
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"Unknown key '{where}': {did_you_mean(path[-1], _keys(path[:-1]))}"
+    if error["type"] == "missing":
+        return f"The key '{where}' is missing."
+    if error["type"] == "value_error":
+        return f"{where}: {str(error['ctx']['error']).rstrip('.')}."
+    shown = json.dumps(error["input"], default=str)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown}."
+
+
+def _keys(path: list[str]) -> list[str]:
+    """The legal keys of the part of the config at this path."""
+    model: Any = ExperimentConfig
+    for name in path:
+        field = model.model_fields.get(name) if hasattr(model, "model_fields") else None
+        model = getattr(field, "annotation", None)
+    fields = getattr(model, "model_fields", {})
+    return [field.alias or name for name, field in fields.items()]
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the config, for editors; names and options of what is registered included."""
+    whole = ExperimentConfig.model_json_schema(by_alias=True)
+    parts = whole["$defs"]
+    parts["SearchArgs"] = _named(
+        parts["SearchArgs"],
+        "search_method",
+        {name: search.search_class(name) for name in search.SEARCHES},
+    )
+    parts["VerifierArgs"] = _named(
+        parts["VerifierArgs"],
+        "name",
+        {name: verifiers.verifier_class(name) for name in verifiers.VERIFIERS},
+    )
+    return whole
+
+
+def _named(part: dict[str, Any], key: str, classes: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a part that names a class: its own keys, and by name the class's fields."""
+    cases = []
+    for name, registered in sorted(classes.items()):
+        own = TypeAdapter(registered).json_schema()
+        properties = {
+            option: details
+            for option, details in own.get("properties", {}).items()
+            if not option.startswith("_")
+        }
+        cases.append(
+            {
+                "if": {"properties": {key: {"const": name}}, "required": [key]},
+                "then": {"properties": properties},
+            }
+        )
+    part["properties"][key]["examples"] = sorted(classes)
+    return {**part, "allOf": cases}
+
+
+def write_schema(path: Path) -> None:
+    """Write the schema where configs point to."""
+    path.write_text(json.dumps(schema(), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,195 @@
+"""Answers a search's rollouts: batches them, denoises, decodes, verifies."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiment.prompts import Prompt
+from pipelines.batching import spans
+from pipelines.denoiser import Decoded, Denoiser
+from pipelines.space import LatentSpace
+from search.core import Candidates, Rollout, Scored
+from search.ledger import Cost, nfe_each
+from verifiers.base import Chosen, Item, Score
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One candidate, scored once: what a row of the records says of it, and its picture.
+
+    media: PIL image or list of PIL frames; None where there is nothing worth keeping.
+    nfe, rows, seconds: this candidate's share of what its batch cost.
+    """
+
+    id: int
+    seed: int
+    step: int
+    steps: int
+    parents: tuple[int, ...]
+    recipe: dict[str, Any]
+    score: Score
+    media: Any
+    nfe: int
+    rows: int
+    batch_size: int
+    seconds: float
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.steps
+
+    @property
+    def value(self) -> float:
+        return self.score.value
+
+
+Keep = Callable[[Rollout, Sequence[Evaluated]], None]
+
+
+class Evaluator:
+    """Evaluates one prompt's rollouts; `keep` is handed each batch as soon as it is scored."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        verifier: Chosen,
+        prompt: Prompt,
+        space: LatentSpace,
+        batch_size: int,
+        keep: Keep,
+    ) -> None:
+        self._denoiser = denoiser
+        self._verifier = verifier
+        self._prompt = prompt
+        self._space = space
+        self._batch_size = batch_size
+        self._keep = keep
+        self._scores: dict[int, float] = {}
+
+    def __call__(self, rollout: Rollout) -> tuple[Scored, Cost]:
+        """The scored candidates in the rollout's order, and the cost as measured."""
+        batches = [
+            self._batch(rollout, rollout.candidates.select(range(a, b)))
+            for a, b in spans(len(rollout.candidates), self._batch_size)
+        ]
+        moved, entries, costs = zip(*batches, strict=True)
+        rows = [entry for batch in entries for entry in batch]
+        scored = Scored(
+            start=rollout.candidates,
+            candidates=replace(
+                rollout.candidates, latents=torch.cat(list(moved)), step=rollout.until
+            ),
+            scores=_tensor([entry.value for entry in rows]),
+            ids=tuple(entry.id for entry in rows),
+            rival_scores=_tensor([self._scores[i] for i in rollout.rivals]),
+        )
+        return scored, sum(costs, Cost())
+
+    def _batch(self, rollout: Rollout, start: Candidates) -> tuple[Tensor, list[Evaluated], Cost]:
+        started = time.monotonic()
+        n = len(start)
+        latents, clean, rows = self._denoise(rollout, start)
+        final = rollout.until == self._space.steps
+        scores = [Score(math.nan, status="unscored")] * n
+        media: list[Any] = [None] * n
+        if rollout.score:
+            decoded, finite = self._decode(latents if final else clean, start.seeds)
+            scores = self._judge(decoded, finite, preview=not final)
+            media = decoded.media
+        seconds = time.monotonic() - started
+        cost = Cost(
+            nfe=nfe_each(rollout) * n,
+            rows=rows,
+            decodes=n if rollout.score else 0,
+            verifications=n if rollout.score else 0,
+            seconds=seconds,
+        )
+        entries = [
+            self._entry(start, rollout, i, scores[i], media[i] if final else None, cost)
+            for i in range(n)
+        ]
+        if rollout.score:
+            self._keep(rollout, entries)
+        return latents, entries, cost
+
+    def _denoise(self, rollout: Rollout, start: Candidates) -> tuple[Tensor, Tensor, int]:
+        """Latents at `until`, the clean estimate there, and rows denoised on the way."""
+        if start.step == rollout.until:
+            return start.latents, start.latents, 0
+        done = self._denoiser.denoise(
+            self._prompt.text,
+            start.latents,
+            start.seeds,
+            start.step,
+            rollout.until,
+            rollout.guidance,
+        )
+        return done.latents, done.clean, done.rows
+
+    def _decode(self, latents: Tensor, seeds: Sequence[int]) -> tuple[Decoded, list[bool]]:
+        """Pictures, and which of them come from finite latents (a decoder makes nan black)."""
+        finite = [bool(row.isfinite().all()) for row in latents]
+        decoded = self._denoiser.decode(
+            self._prompt.text, latents.nan_to_num(0.0, 0.0, 0.0), seeds, self._space.steps
+        )
+        return decoded, finite
+
+    def _judge(self, decoded: Decoded, finite: Sequence[bool], *, preview: bool) -> list[Score]:
+        """A score for each picture; those that are none are not shown to the verifier."""
+        faults = [
+            _fault(m, ok, filtered)
+            for m, ok, filtered in zip(decoded.media, finite, decoded.filtered, strict=True)
+        ]
+        sound = [i for i, fault in enumerate(faults) if fault is None]
+        items = [Item(decoded.media[i], self._prompt.text, preview) for i in sound]
+        scored = iter(self._verifier.score(items) if items else [])
+        return [fault if fault is not None else next(scored) for fault in faults]
+
+    def _entry(
+        self, start: Candidates, rollout: Rollout, i: int, score: Score, media: Any, cost: Cost
+    ) -> Evaluated:
+        n = len(start)
+        number = len(self._scores)
+        self._scores[number] = score.value
+        return Evaluated(
+            id=number,
+            seed=start.seeds[i],
+            step=rollout.until,
+            steps=self._space.steps,
+            parents=start.parents[i],
+            recipe=self._space.recipes[start.seeds[i]],
+            score=score,
+            media=media,
+            nfe=cost.nfe // n,
+            rows=cost.rows // n,
+            batch_size=n,
+            seconds=cost.seconds / n,
+        )
+
+
+def _fault(media: Any, finite: bool, filtered: bool) -> Score | None:
+    """Why a picture cannot be judged, or None."""
+    if not finite:
+        return Score.missing("the latents are not finite", "invalid_image")
+    if filtered:
+        return Score.missing("blackened by the pipeline's safety checker", "nsfw_filtered")
+    frame = media[0] if isinstance(media, list) else media
+    if all(low == high for low, high in _bands(frame.convert("RGB").getextrema())):
+        return Score.missing("the image has a single color", "invalid_image")
+    return None
+
+
+def _bands(extrema: Any) -> Sequence[tuple[int, int]]:
+    bands: Sequence[tuple[int, int]] = extrema
+    return bands
+
+
+def _tensor(values: Sequence[float]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.float64)

@@ -1,0 +1,37 @@
+"""What there is to choose from, one line each."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import search
+import verifiers
+from utils import ROOT
+
+
+def listing() -> str:
+    """The ready-made configs, verifiers and search methods."""
+    lines = ["pipelines (any diffusers checkpoint works; these have a config)"]
+    for path in sorted((ROOT / "configs").glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "pretrained_model_name_or_path" in content:
+            lines.append(_line(f"configs/{path.name}", content["pretrained_model_name_or_path"]))
+    lines += ["", "verifiers", *_named(verifiers.VERIFIERS, verifiers.verifier_class)]
+    lines += ["", "search methods", *_named(search.SEARCHES, search.search_class)]
+    return "\n".join(lines)
+
+
+def _named(table: Mapping[str, str], find: Callable[[str], Any]) -> list[str]:
+    return [_line(name, _summary(find(name))) for name in sorted(table)]
+
+
+def _summary(described: Any) -> str:
+    """The first sentence of the module that holds it: what it is, and where it comes from."""
+    return (inspect.getdoc(inspect.getmodule(described)) or "").split("\n")[0]
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:<38}{text}"

@@ -1,0 +1,93 @@
+"""The output tree: where a run's files go, and how each is written whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from experiment.config import ExperimentConfig
+from experiment.prompts import Prompt
+from experiment.records import CANDIDATES, SUMMARY
+from utils import UserError, path_part, png_bytes, write_atomically
+from verifiers.base import metric_name
+
+SHORT_NAMES = {  # tt-scale-flux's folder names
+    "black-forest-labs/FLUX.1-dev": "flux.1-dev",
+    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": "pixart-sigma-1024-ms",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl-base",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd-v1.5",
+}
+
+
+def model_folder(checkpoint: str) -> str:
+    """A checkpoint's folder name: tt-scale-flux's for those it knows, else its own, lowercased."""
+    own = Path(checkpoint.rstrip("/")).name.lower()
+    return path_part(SHORT_NAMES.get(checkpoint, own))
+
+
+class RunStore:
+    """One run's folder, below output/<model>/<verifier>/<metric>/."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def create(cls, root: str, config: ExperimentConfig) -> RunStore:
+        """A new folder named by the time; a second run within the second gets a number."""
+        parent = Path(
+            root,
+            model_folder(config.pretrained_model_name_or_path),
+            path_part(config.verifier_args.name),
+            path_part(metric_name(config.verifier_args.metric)),
+        )
+        stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 10_000):
+                folder = parent / (stamp if number == 1 else f"{stamp}_{number}")
+                try:
+                    folder.mkdir()
+                except FileExistsError:
+                    continue
+                return cls(folder)
+        except OSError as error:
+            raise UserError(f"Nothing can be written to '{parent}': {error.strerror}.") from error
+        raise UserError(f"There are too many runs at '{parent / stamp}': wait a second.")
+
+    def write_json(self, name: str, content: Any) -> None:
+        """A JSON file in the run folder; what cannot be a JSON number must be null by now."""
+        text = json.dumps(content, indent=4, allow_nan=False)
+        write_atomically(self.folder / name, (text + "\n").encode())
+
+    def write_summary(self, content: Any) -> None:
+        self.write_json(SUMMARY, content)
+
+    def append_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Rows of `candidates.jsonl`, on disk when this returns."""
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        with open(self.folder / CANDIDATES, "a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def name(self, prompt: Prompt, round: int, seed: int, suffix: str) -> str:
+        return f"{prompt.stem}_i@{round}_s@{seed}{suffix}"
+
+    def write_image(self, prompt: Prompt, round: int, seed: int, image: Any) -> str:
+        """A candidate's picture; returns its path relative to the run folder."""
+        name = self.name(prompt, round, seed, ".png")
+        write_atomically(self.folder / name, png_bytes(image))
+        return name
+
+    def copy_image(self, prompt: Prompt, round: int, seed: int, source: str) -> str:
+        """An earlier round's picture under this round's name."""
+        name = self.name(prompt, round, seed, ".png")
+        write_atomically(self.folder / name, (self.folder / source).read_bytes())
+        return name
+
+    def write_round(self, prompt: Prompt, round: int, seed: int, content: Any) -> None:
+        self.write_json(self.name(prompt, round, seed, ".json"), content)

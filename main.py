@@ -1,0 +1,101 @@
+"""Search over a diffusion model's noises and sampling paths, as a JSON config says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any, NoReturn
+
+from utils import UserError
+
+VERSION = "0.1.0"
+
+
+class Flags(argparse.ArgumentParser):
+    """Wrong flags are user errors like any other: one sentence, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help.")
+
+
+def count(text: str) -> int | str | None:
+    if text.lower() in ("none", "all"):
+        return None if text.lower() == "none" else "all"
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number, 'all' or 'None'") from None
+
+
+def parser() -> Flags:
+    """The flags; those of tt-scale-flux keep their names, defaults and meanings."""
+    flags = Flags(prog="main.py", description=__doc__)
+    add = flags.add_argument
+    add("--pipeline_config_path", default="configs/flux.1_dev.json", help="the JSON config")
+    add("--prompt", help="a prompt of your own, in place of the config's prompts")
+    add("--num_prompts", type=count, default=argparse.SUPPRESS, help="a number (default 2), or all")
+    add("--batch_size_for_img_gen", type=int, help="images denoised at a time (default: auto)")
+    add("--use_low_gpu_vram", action="store_true", help="components leave the GPU while unused")
+    add("--set", action="append", default=[], metavar="KEY.KEY=VALUE", help="override a config key")
+    add("--seed", type=int, help="the run's seed (default 0)")
+    add("--output_dir", default="output", help="root of the output tree (default: output)")
+    add("--dry_run", action="store_true", help="check everything and print the plan; load nothing")
+    add("--list", action="store_true", help="list the configs, verifiers and search methods")
+    add("--version", action="version", version=VERSION)
+    return flags
+
+
+def overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that were given, by the config key that each overrides."""
+    counted = "num_prompts" in args
+    number = getattr(args, "num_prompts", None)
+    if args.prompt is not None and number is not None:
+        raise UserError("Give either --prompt or a number for --num_prompts, not both.")
+    if args.prompt is None and counted and number is None:
+        raise UserError("--num_prompts=None goes with --prompt: give a prompt, a number or 'all'.")
+    flags: dict[str, Any] = {}
+    if args.prompt is not None or counted:
+        flags |= {"prompt": args.prompt, "num_prompts": number}
+    for name in ("batch_size_for_img_gen", "seed"):
+        if getattr(args, name) is not None:
+            flags[name] = getattr(args, name)
+    if args.use_low_gpu_vram:
+        flags["use_low_gpu_vram"] = True
+    return flags | dict(_assignment(text) for text in args.set)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set wants KEY=VALUE, not '{text}'.")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        args = parser().parse_args(argv)
+        if args.list:
+            from experiment.listing import listing
+
+            print(listing())
+            return 0
+        from experiment.config import load_config
+        from experiment.runner import plan, run
+
+        config = load_config(args.pipeline_config_path, overrides(args))
+        if args.dry_run:
+            print(plan(config))
+        else:
+            run(config, args.output_dir)
+        return 0
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""How a point on a trajectory is denoised: any diffusers pipeline, no per-model code."""

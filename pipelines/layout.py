@@ -1,0 +1,97 @@
+"""How a pipeline packs spatial noise into its loop's latents, learned by packing positions."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils import UserError
+
+BASE = 64  # digits this small survive scaling and rounding in bf16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A permutation between spatial noise and packed latents, and the latents' scale.
+
+    shape: one candidate's spatial noise, [C, H, W] or [C, F, H, W] as the pipeline draws it.
+    index: for each position of the packed latents, flattened, the spatial position it holds.
+    packed_shape: one candidate's packed latents.
+    scale: latents are this times unit noise.
+    """
+
+    shape: tuple[int, ...]
+    index: Tensor
+    packed_shape: tuple[int, ...]
+    scale: float
+
+    def spatial(self, latents: Tensor) -> Tensor:
+        """[n, *packed_shape] of any scale to [n, *shape] of unit variance, float32."""
+        flat = latents.flatten(1).float() / self.scale
+        unit = torch.empty_like(flat)
+        unit[:, self.index.to(flat.device)] = flat
+        return unit.reshape(len(latents), *self.shape)
+
+    def packed(self, unit: Tensor) -> Tensor:
+        """The inverse of `spatial`, float32."""
+        flat = unit.flatten(1)[:, self.index.to(unit.device)] * self.scale
+        return flat.reshape(len(unit), *self.packed_shape)
+
+
+class PositionDigits:
+    """Stands in for a pipeline's noise source and returns digits of each element's position."""
+
+    def __init__(self) -> None:
+        self.digit = 0
+        self.shape: tuple[int, ...] | None = None
+
+    def noise(self, shape: Any, *_: Any, **options: Any) -> Tensor:
+        self.shape = tuple(shape)
+        positions = torch.arange(torch.Size(self.shape).numel()).reshape(self.shape)
+        digits = positions // BASE**self.digit % BASE
+        return digits.to(options.get("device") or "cpu", options.get("dtype") or torch.float32)
+
+    def read(self, draw: Callable[[], Tensor]) -> Layout:
+        """Draw the digits of all positions, lowest first, and put the positions together.
+
+        The scale is what the noise was multiplied with: the largest digit is known.
+        """
+        latents = draw().double()
+        assert self.shape is not None, "the pipeline drew no noise"
+        total = torch.Size(self.shape).numel()
+        scale = float(latents.max()) / min(total - 1, BASE - 1)
+        index = torch.zeros(latents[0].numel(), dtype=torch.long)
+        while BASE**self.digit < total:
+            digits = draw().double().flatten() / scale
+            index += digits.round().long().cpu() * BASE**self.digit
+            self.digit += 1
+        self._check(index, total)
+        return Layout(self.shape[1:], index, tuple(latents.shape[1:]), scale)
+
+    @staticmethod
+    def _check(index: Tensor, total: int) -> None:
+        if not torch.equal(index.sort().values, torch.arange(total)):
+            raise UserError(
+                "This pipeline's latents are no rearrangement of its noise, so searches that need"
+                " a spatial view of it cannot be used."
+            )
+
+
+@contextmanager
+def index_noise(pipe: Any) -> Iterator[PositionDigits]:
+    """Within this block the pipeline's first latents hold digits of positions, not noise."""
+    source = getattr(type(pipe), "prepare_latents", type(pipe).__call__)
+    module: Any = sys.modules[inspect.unwrap(source).__module__]
+    original, digits = module.randn_tensor, PositionDigits()
+    module.randn_tensor = digits.noise
+    try:
+        yield digits
+    finally:
+        module.randn_tensor = original

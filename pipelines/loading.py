@@ -1,0 +1,150 @@
+"""Load a diffusers pipeline from a folder or the hub: checks first, weights last."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils import UserError, did_you_mean
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+RESERVED = {
+    "prompt": "give it with --prompt or 'prompts'",
+    "generator": "set 'seed' instead",
+    "latents": "the search chooses them",
+    "output_type": "images are always written as PNG, videos as MP4",
+    "return_dict": "it is always set",
+    "num_images_per_prompt": "the search sets the size of the pool",
+    "num_videos_per_prompt": "the search sets the size of the pool",
+}
+
+
+def refuse_reserved(call_args: Mapping[str, Any]) -> None:
+    """Refuse the call arguments that the search itself sets."""
+    for name in call_args:
+        if name in RESERVED:
+            raise UserError(f"'{name}' cannot stand in pipeline_call_args: {RESERVED[name]}.")
+
+
+def pipeline_index(checkpoint: str) -> dict[str, Any]:
+    """The checkpoint's `model_index.json`, from its folder or, if need be, from the hub."""
+    if Path(checkpoint).is_dir():
+        return _local_index(Path(checkpoint))
+    from diffusers import DiffusionPipeline
+
+    try:
+        index: dict[str, Any] = DiffusionPipeline.load_config(checkpoint)
+    except OSError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"The checkpoint '{checkpoint}' is neither a folder here nor to be had from the hub:"
+            f" {reason}."
+        ) from error
+    return index
+
+
+def _local_index(folder: Path) -> dict[str, Any]:
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise UserError(f"'{folder}' holds no diffusers pipeline: it has no model_index.json.")
+    try:
+        index: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is not valid JSON (line {error.lineno}, column {error.colno})."
+        ) from error
+    return index
+
+
+def check_call_args(checkpoint: str, call_args: Mapping[str, Any]) -> None:
+    """Refuse call arguments that the checkpoint's pipeline does not take; loads no weights."""
+    import diffusers
+
+    name = pipeline_index(checkpoint).get("_class_name", "")
+    pipeline_class = getattr(diffusers, name, None)
+    if pipeline_class is None:
+        known = [n for n in dir(diffusers) if n.endswith("Pipeline")]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" (the nearest is {near[0]})" if near else ""
+        raise UserError(f"'{checkpoint}' asks for a {name}, which diffusers does not have{hint}.")
+    accepted = inspect.signature(pipeline_class.__call__).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        return
+    for argument in call_args:
+        if argument not in accepted:
+            raise UserError(
+                f"{name} takes no call argument '{argument}':"
+                f" {did_you_mean(argument, set(accepted) - {'self', *RESERVED})}"
+            )
+
+
+def local_steps(checkpoint: str, inference_steps: int) -> int | None:
+    """Scheduler steps of a run, if the checkpoint's own files are here to tell; loads no weights.
+
+    Most schedulers take one for each inference step, some more (PNDM, Heun).
+    """
+    folder = Path(checkpoint) / "scheduler"
+    if not (folder / "scheduler_config.json").is_file():
+        return None
+    from pipelines.schedule import set_steps
+
+    scheduler = load_scheduler(str(checkpoint))
+    set_steps(scheduler, inference_steps)
+    return len(scheduler.timesteps)
+
+
+def load_scheduler(checkpoint: str) -> Any:
+    """The checkpoint's scheduler alone."""
+    import diffusers
+
+    index = pipeline_index(checkpoint)
+    scheduler_class = getattr(diffusers, index["scheduler"][1])
+    return scheduler_class.from_pretrained(checkpoint, subfolder="scheduler")
+
+
+def choose_device(wanted: str) -> str:
+    """The device named, or for "auto" the best there is."""
+    import torch
+
+    if wanted != "auto":
+        if wanted.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"There is no device '{wanted}' here: set engine_args.device to 'cpu'.")
+        return wanted
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load_pipeline(checkpoint: str, dtype: str, device: str, *, low_memory: bool = False) -> Any:
+    """The pipeline with its weights, on its device.
+
+    low_memory: each component waits on the CPU while it is not in use.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    hush()
+    torch_dtype = getattr(torch, DTYPES[dtype])
+    pipe = DiffusionPipeline.from_pretrained(checkpoint, dtype=torch_dtype)
+    if low_memory and device != "cpu":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    return pipe
+
+
+def hush() -> None:
+    """Keep the libraries to their warnings, and their loading bars to terminals."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()

@@ -1,0 +1,106 @@
+"""Where a search moves: noises and trajectory points of one prompt, every one keyed by a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.batching import spans
+from pipelines.denoiser import Denoiser
+from pipelines.schedule import Level, renoised
+from search.core import Candidates
+from search.resampling import on_shell, repeat_each
+from utils import digest, seed_of
+
+
+class LatentSpace:
+    """`search.core.Space` over a pipeline's latents.
+
+    All randomness is keyed: the seed of candidate i is 31 bits of SHA-256 over the run's seed, the
+    prompt's digest, its occurrence in the prompt list and i; its noise is what plain diffusers
+    draws from `torch.Generator("cpu").manual_seed(seed)`.
+
+    recipes: for each seed, how its candidate was made.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        prompt: str,
+        run_seed: int = 0,
+        occurrence: int = 0,
+        batch_size: int = 8,
+    ) -> None:
+        self._denoiser = denoiser
+        self._batches = lambda n: spans(n, batch_size)
+        self._prompt = prompt
+        self._key = (run_seed, digest(prompt), occurrence)
+        self._levels: tuple[Level, ...] = denoiser.schedule(prompt)
+        self._next = 0
+        self.steps = len(self._levels) - 1
+        self.rng = torch.Generator().manual_seed(seed_of(*self._key, "rng"))
+        self.recipes: dict[int, dict[str, Any]] = {}
+
+    def draw(self, n: int) -> Candidates:
+        seeds = self._seeds([{"op": "draw"}] * n)
+        drawn = [self._denoiser.draw(self._prompt, seeds[a:b]) for a, b in self._batches(n)]
+        return Candidates(torch.cat([d.latents for d in drawn]), drawn[0].step, seeds)
+
+    def perturb(self, around: Candidates, n: int, cosine: float) -> Candidates:
+        """On the shell at step 0; later the noise's share of a point's variance is renewed."""
+        where = repeat_each(len(around), n)
+        centres = around.select(where)
+        seeds = self._seeds([{"op": "perturb", "of": s, "cosine": cosine} for s in centres.seeds])
+        noise = unit_noise(seeds, centres.latents)
+        if around.step == 0:
+            moved = on_shell(centres.latents, noise, cosine)
+        else:
+            moved = self._stirred(centres.latents, noise, around.step, cosine)
+        return Candidates(moved, around.step, seeds, parents=centres.parents)
+
+    def renoise(self, candidates: Candidates, to: int) -> Candidates:
+        seeds = self._seeds([{"op": "renoise", "of": s, "to": to} for s in candidates.seeds])
+        now, then = self._levels[candidates.step], self._levels[to]
+        latents = renoised(candidates.latents, unit_noise(seeds, candidates.latents), now, then)
+        return Candidates(latents, to, seeds, parents=candidates.parents)
+
+    def fork(self, candidates: Candidates, index: Tensor | Iterable[int]) -> Candidates:
+        copies = candidates.select(index)
+        seeds = self._seeds([{"op": "fork", "of": s} for s in copies.seeds])
+        return Candidates(
+            copies.latents, copies.step, seeds, copies.noise_scale, parents=copies.parents
+        )
+
+    def spatial(self, latents: Tensor) -> Tensor:
+        return self._denoiser.layout(self._prompt).spatial(latents)
+
+    def from_spatial(self, unit: Tensor) -> Tensor:
+        return self._denoiser.layout(self._prompt).packed(unit)
+
+    def _stirred(self, latents: Tensor, noise: Tensor, step: int, cosine: float) -> Tensor:
+        """x' = x + noise level * sqrt(2 - 2 cosine) * n: as far from x in the noise's own units
+        as a point of the shell at this cosine lies from its centre."""
+        reach = self._levels[step].noise * (2 - 2 * cosine) ** 0.5
+        return (latents.double() + reach * noise.double()).to(latents.dtype)
+
+    def _seeds(self, recipes: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+        """The next seeds, no two alike within a prompt (31 bits can meet by chance)."""
+        seeds = []
+        for recipe in recipes:
+            while (seed := seed_of(*self._key, self._next)) in self.recipes:
+                self._next += 1
+            self.recipes[seed] = {**recipe, "index": self._next}
+            self._next += 1
+            seeds.append(seed)
+        return tuple(seeds)
+
+
+def unit_noise(seeds: Sequence[int], like: Tensor) -> Tensor:
+    """Standard normal noise shaped like `like`, row i drawn on the CPU from seed i."""
+    rows = [
+        torch.randn(like.shape[1:], generator=torch.Generator("cpu").manual_seed(s)) for s in seeds
+    ]
+    return torch.stack(rows).to(like.device)

@@ -1,0 +1,97 @@
+"""What a search may spend, what it has spent, and the part of a wish that the rest can pay."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from search.core import Rollout
+
+GRADIENT_NFE = 3  # a backward pass costs about two forward passes (Ma et al. 2025, appendix)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work done.
+
+    nfe: scheduler steps of real candidates, guidance counted once, as the papers count.
+    rows: rows through the denoiser, guidance included, measured; `padding_rows` are apart.
+    """
+
+    nfe: int = 0
+    rows: int = 0
+    padding_rows: int = 0
+    decodes: int = 0
+    verifications: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.nfe + other.nfe,
+            self.rows + other.rows,
+            self.padding_rows + other.padding_rows,
+            self.decodes + other.decodes,
+            self.verifications + other.verifications,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits for one prompt; None means no limit."""
+
+    nfe: int | None = None
+    verifications: int | None = None
+    seconds: float | None = None
+
+    @property
+    def bounded(self) -> bool:
+        return any(limit is not None for limit in (self.nfe, self.verifications, self.seconds))
+
+
+def nfe_each(rollout: Rollout) -> int:
+    """Denoiser calls that a rollout costs per candidate."""
+    calls = rollout.until - rollout.candidates.step
+    return calls * GRADIENT_NFE if rollout.gradient else calls
+
+
+@dataclass
+class Ledger:
+    """Keeps the account of one prompt."""
+
+    limit: Budget
+    clock: Callable[[], float] = time.monotonic
+    spent: Cost = Cost()
+    started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    @property
+    def seconds_left(self) -> float | None:
+        if self.limit.seconds is None:
+            return None
+        return self.limit.seconds - (self.clock() - self.started)
+
+    def affordable(self, rollout: Rollout) -> int:
+        """How many of a wish's candidates the rest of the budget can pay."""
+        n = len(rollout.candidates)
+        each = nfe_each(rollout)
+        if self.limit.nfe is not None and each:
+            n = min(n, (self.limit.nfe - self.spent.nfe) // each)
+        if self.limit.verifications is not None and rollout.score:
+            n = min(n, self.limit.verifications - self.spent.verifications)
+        if self.seconds_left is not None and self.seconds_left <= 0:
+            n = 0
+        return max(n, 0)
+
+    def trim(self, rollout: Rollout) -> Rollout | None:
+        """The first candidates of a wish, as many as can be paid; None when that is none."""
+        n = self.affordable(rollout)
+        if n == len(rollout.candidates):
+            return rollout
+        return replace(rollout, candidates=rollout.candidates.select(range(n))) if n else None
+
+    def charge(self, cost: Cost) -> None:
+        self.spent = self.spent + cost

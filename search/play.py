@@ -1,0 +1,89 @@
+"""The driver: answers a search's wishes until it ends, its rounds do, or its budget does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from search.core import Candidates, Rollout, Scored, Search, Space
+from search.ledger import Cost, Ledger, nfe_each
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One wish as it was answered, and what that cost."""
+
+    rollout: Rollout  # as paid for: trimmed, and with its round's number
+    scored: Scored
+    cost: Cost
+    round: int  # counted from 1
+
+
+Evaluate = Callable[[Rollout], tuple[Scored, Cost]]
+
+
+def play(
+    search: Search,
+    space: Space,
+    evaluate: Evaluate,
+    ledger: Ledger,
+    rounds: int | None = None,
+) -> Iterator[Answer]:
+    """Yield each answered wish; `rounds` and the ledger's budget end the search, whichever first.
+
+    The last wish is trimmed to what is left of the budget, answered, and its flow closed, so that
+    no search ever sees half an answer. A flow that ends with budget left starts again with fresh
+    noise.
+    """
+    if ledger.limit.nfe is not None:
+        search = search.sized(space.steps, ledger.limit.nfe)
+    finished = 0
+    while rounds is None or finished < rounds:
+        before = ledger.spent.nfe
+        for answer in _once(search, space, evaluate, ledger, finished, rounds):
+            finished = answer.round
+            yield answer
+        if not ledger.limit.bounded or ledger.spent.nfe == before:
+            return
+
+
+def _once(
+    search: Search,
+    space: Space,
+    evaluate: Evaluate,
+    ledger: Ledger,
+    offset: int,
+    rounds: int | None,
+) -> Iterator[Answer]:
+    """One pass of the search's flow, its rounds numbered from `offset` + 1."""
+    flow = search.flow(space)
+    wish = next(flow, None)
+    current = offset
+    while wish is not None:
+        current = current + 1 if wish.round is None else offset + wish.round
+        if rounds is not None and current > rounds:
+            break
+        paid = ledger.trim(wish)
+        if paid is None:
+            break
+        paid = replace(paid, round=current)
+        scored, cost = evaluate(paid)
+        ledger.charge(replace(cost, nfe=nfe_each(paid) * len(paid.candidates)))
+        yield Answer(paid, _with_lineage(scored), cost, current)
+        if len(paid.candidates) < len(wish.candidates):
+            break
+        try:
+            wish = flow.send(_with_lineage(scored))
+        except StopIteration:
+            break
+    flow.close()
+
+
+def _with_lineage(scored: Scored) -> Scored:
+    """The answer with each candidate's own id as the parent of whatever is made from it."""
+    own = tuple((i,) for i in scored.ids)
+
+    def named(candidates: Candidates) -> Candidates:
+        return replace(candidates, parents=own)
+
+    return replace(scored, start=named(scored.start), candidates=named(scored.candidates))

@@ -1,0 +1,117 @@
+"""Pure helpers that know none of the project's types: errors, names, files, image bytes."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ROOT = Path(__file__).resolve().parent
+
+
+class UserError(Exception):
+    """Something the user can mend; its message is one sentence that says how."""
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known name, or all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"known: {', '.join(known)}." if known else "none is known."
+
+
+def digest(text: str) -> str:
+    """Hex SHA-256 of the exact UTF-8 bytes; lone surrogates (undecodable argv bytes) are kept."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def seed_of(*parts: object) -> int:
+    """31 bits of SHA-256 over the parts: a seed that depends on them and on nothing else."""
+    return int(digest("\x1f".join(map(str, parts)))[:8], 16) >> 1
+
+
+def slug(text: str, longest: int = 85) -> str:
+    """Letters, digits and single underscores only: safe in any path (tt-scale-flux's rule)."""
+    return re.sub(r"[^a-zA-Z0-9]+", "_", text.strip())[:longest] or "_"
+
+
+def prompt_stem(prompt: str, occurrence: int = 0, digits: int = 8) -> str:
+    """The first part of a prompt's file names, as tt-scale-flux builds it.
+
+    A prompt that stands in the list more than once gets a counter, so that no two share files.
+    """
+    again = f"-{occurrence + 1}" if occurrence else ""
+    return f"prompt@{slug(prompt)}_hash@{digest(prompt)[:digits]}{again}"
+
+
+def path_part(name: str) -> str:
+    """One harmless path component made of a name that the user chose."""
+    return re.sub(r"[^a-zA-Z0-9._+-]+", "_", name).strip("._") or "_"
+
+
+def find_path(name: str, *bases: Path) -> Path | None:
+    """The first existing path among `name` as it is, under each base, and under the project."""
+    for base in (Path(), *bases, ROOT):
+        path = base / Path(name).expanduser()
+        try:
+            if path.exists():
+                return path
+        except OSError:  # a name too long for the file system names no file
+            return None
+    return None
+
+
+def find_checkpoint(name: str) -> str:
+    """A local checkpoint's folder, or the hub id as it is; raises `UserError` for neither."""
+    folder = find_path(name)
+    if folder is not None:
+        return str(folder)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        return name
+    raise UserError(
+        f"There is no checkpoint '{name}': give an existing folder or a hub id like 'owner/name'."
+    )
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing: a temporary file in the same folder, then a rename."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from a shared group
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def png_bytes(image: Image) -> bytes:
+    """PNG at compression level 1: the same pixels 4 times faster than level 6, 11 % larger."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def json_number(value: float) -> float | None:
+    """A float that JSON can hold: nan and infinities become null."""
+    return value if math.isfinite(value) else None
+
+
+def significant(value: float) -> str:
+    """A score as people read it: three significant digits."""
+    return f"{value:.3g}" if math.isfinite(value) else "-"

@@ -1,0 +1,138 @@
+"""What a verifier is: images and prompts in, scores out, in order, whatever befalls one item."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+from utils import UserError, did_you_mean
+
+Metric: TypeAlias = str | Mapping[str, float]
+"""A metric's name, or a weight for each of several."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to judge.
+
+    media: a PIL image, or a video as a list of PIL frames. preview: it is a clean estimate of an
+    unfinished candidate. label: the class asked for, where the pipeline is class-conditional.
+    """
+
+    media: Any
+    prompt: str
+    preview: bool = False
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A verifier's answer for one item.
+
+    value: the chosen metric; nan where there is no answer, and then `status` and `explanation`
+    say why. aspects: every metric the verifier gives.
+    """
+
+    value: float
+    aspects: Mapping[str, float] = field(default_factory=dict)
+    explanation: str = ""
+    status: str = "ok"
+
+    @classmethod
+    def of(cls, explanation: str = "", **aspects: float) -> Score:
+        """A score from its aspects; the first is its value until a metric is chosen."""
+        return cls(next(iter(aspects.values())), aspects, explanation)
+
+    @classmethod
+    def missing(cls, why: str, status: str = "unscored") -> Score:
+        """No answer, with the reason."""
+        return cls(math.nan, {}, why, status)
+
+
+class Verifier(Protocol):
+    """Judges images. Options are the fields of the class; weights are loaded by `load`."""
+
+    metrics: ClassVar[tuple[str, ...]]
+    explains: ClassVar[bool]  # its records carry an explanation beside the score
+
+    def check(self) -> None:
+        """Raise `UserError` for options that cannot work; loads nothing."""
+
+    def load(self, device: str) -> None:
+        """Load weights, open clients: once, before the first image is made."""
+
+    def score(self, items: Sequence[Item]) -> list[Score]:
+        """A score for each item, in order; one bad item costs its own score and no other."""
+
+
+class BaseVerifier:
+    """A verifier with nothing to check and nothing to load."""
+
+    metrics: ClassVar[tuple[str, ...]]
+    explains: ClassVar[bool] = False
+
+    def check(self) -> None:
+        return
+
+    def load(self, device: str) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A verifier whose scores' value is the chosen metric, or a weighted sum of several."""
+
+    verifier: Verifier
+    name: str
+    metric: Metric
+
+    def __post_init__(self) -> None:
+        check_metric(self.name, self.verifier.metrics, self.metric)
+
+    @property
+    def explains(self) -> bool:
+        return self.verifier.explains
+
+    def check(self) -> None:
+        self.verifier.check()
+
+    def load(self, device: str) -> None:
+        self.verifier.load(device)
+
+    def score(self, items: Sequence[Item]) -> list[Score]:
+        scores = self.verifier.score(items)
+        assert len(scores) == len(items), f"{self.name} answered {len(scores)} of {len(items)}"
+        return [self._valued(score) for score in scores]
+
+    def _valued(self, score: Score) -> Score:
+        if score.status != "ok":
+            return Score(math.nan, score.aspects, score.explanation, score.status)
+        weights = weights_of(self.metric)
+        missing = [name for name in weights if name not in score.aspects]
+        if missing:
+            return Score.missing(f"{self.name} gave no {missing[0]}")
+        value = sum(weight * score.aspects[name] for name, weight in weights.items())
+        if not math.isfinite(value):
+            return Score.missing(f"{self.name} gave {value}")
+        return Score(value, score.aspects, score.explanation)
+
+
+def weights_of(metric: Metric) -> Mapping[str, float]:
+    """A weight for each metric; a single name weighs 1."""
+    return {metric: 1.0} if isinstance(metric, str) else metric
+
+
+def metric_name(metric: Metric) -> str:
+    """One name for a metric or a mixture of them, as folders carry it."""
+    return "+".join(weights_of(metric))
+
+
+def check_metric(verifier: str, known: Sequence[str], metric: Metric) -> None:
+    """Refuse a metric that the verifier does not give."""
+    for name in weights_of(metric):
+        if name not in known:
+            raise UserError(
+                f"The verifier '{verifier}' has no metric '{name}': {did_you_mean(name, known)}"
+            )
