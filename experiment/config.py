@@ -189,6 +189,8 @@ class ExperimentConfig(Part):
 def load_config(path: str, overrides: Mapping[str, Any]) -> ExperimentConfig:
     """The config at `path` with dotted overrides ("search_args.search_rounds") laid over it."""
     content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object: {{...}}.")
     for dotted, value in overrides.items():
         _override(content, dotted, value)
     return parse_config(content)

@@ -44,7 +44,8 @@ def load_prompts(config: ExperimentConfig) -> list[Prompt]:
 def read_prompts(path: Path) -> list[tuple[str, str | None]]:
     """Prompts, one a line, each with the category that may stand behind a tab."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Not splitlines(): a prompt may hold U+2028, which is no end of a line in a file.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The prompt file '{path}' cannot be read as UTF-8: {error}.") from error
     pairs = [line.partition("\t") for line in lines if line.strip()]

@@ -95,19 +95,19 @@ class RoundBook:
         if not self._entries or self._last is None:
             return None
         fresh = [self._kept(entry) for entry in self._entries if entry.finished]
-        pool = fresh + [self._known[i] for i in self._last.rivals]
-        leader = min(pool, key=lambda kept: kept.rank, default=None)
+        self._remember(fresh)
+        rivals = [self._known[i] for i in self._last.rivals if i in self._known]
+        pool = {kept.id: kept for kept in (*fresh, *rivals)}
+        leader = min(pool.values(), key=lambda kept: kept.rank, default=None)
         winner = leader if leader is not None and not math.isnan(leader.score.value) else None
         rejected = self._last.rejectable and (winner is None or winner.id not in self._last_ids)
-        self._remember(fresh)
         self._save_held(rejected)
         if winner is not None:
             winner = self._judged(winner)
         self._store.append_rows([self._row(entry) for entry in self._entries])
-        numbers = {kept.id for kept in pool}
         if winner is not None and not rejected:
-            self._write_round(winner, len(numbers))
-        result = RoundResult(self._number, len(numbers), winner, rejected)
+            self._write_round(winner, len(pool))
+        result = RoundResult(self._number, len(pool), winner, rejected)
         self.results.append(result)
         self._entries, self._last, self._leader = [], None, None
         return result

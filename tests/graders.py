@@ -1,0 +1,51 @@
+"""Small verifiers for tests, named in configs by their dotted path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from verifiers.base import BaseVerifier, Item, Score
+
+
+def brightness(item: Item) -> float:
+    return float(np.asarray(item.media, dtype=np.float64).mean()) / 255
+
+
+@dataclass
+class Brightness(BaseVerifier):
+    """Mean brightness; `every` so many-th item gets no score, `sign` -1 prefers dark images."""
+
+    every: int = 0
+    sign: float = 1.0
+    metrics: ClassVar[tuple[str, ...]] = ("brightness", "darkness")
+    seen: list[Item] = field(default_factory=list, init=False)
+
+    def score(self, items: Sequence[Item]) -> list[Score]:
+        return [self._one(item) for item in items]
+
+    def _one(self, item: Item) -> Score:
+        self.seen.append(item)
+        if self.every and len(self.seen) % self.every == 0:
+            return Score.missing("looked away")
+        value = brightness(item)
+        return Score.of(brightness=self.sign * value, darkness=1 - value)
+
+
+@dataclass
+class Falling(BaseVerifier):
+    """Every image is worse than the one before it."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("falling",)
+    explains: ClassVar[bool] = True
+    count: int = field(default=0, init=False)
+
+    def score(self, items: Sequence[Item]) -> list[Score]:
+        scores = []
+        for _ in items:
+            self.count -= 1
+            scores.append(Score.of("worse than the last", falling=float(self.count)))
+        return scores

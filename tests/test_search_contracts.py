@@ -1,0 +1,128 @@
+"""What every registered search keeps to, on a diffusion known in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from search import SEARCHES, search_class
+from search.core import Scored
+from search.ledger import Budget, Ledger
+from search.play import Answer, play
+from tests.toy import ToyEngine, ToySpace
+
+VARIANTS = {
+    "random": [{}, {"pool": "nested"}],
+    "zero-order": [{}, {"on_reject": "resample"}, {"threshold": 0.0, "num_neighbors": 3}],
+}
+CASES = [(name, options) for name in SEARCHES for options in VARIANTS.get(name, [{}])]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def build(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
+    name, options = request.param
+    return lambda: search_class(name)(**options)
+
+
+def played(search, budget: Budget, rounds: int | None = None, **engine):  # type: ignore[no-untyped-def]
+    space = ToySpace(seed=engine.pop("seed", 0))
+    runs = ToyEngine(space, **engine)
+    ledger = Ledger(budget)
+    return list(play(search, space, runs, ledger, rounds)), runs, ledger
+
+
+@pytest.mark.parametrize("limit", [10, 57, 200, 1003])
+def test_never_over_budget_and_the_ledger_equals_the_rows_run(build, limit: int) -> None:
+    answers, engine, ledger = played(build(), Budget(nfe=limit))
+    assert engine.rows == ledger.spent.nfe == sum(a.cost.nfe for a in answers)
+    assert limit - 10 < ledger.spent.nfe <= limit  # no more left than one image of 10 steps
+
+
+def test_verifications_can_be_the_budget(build) -> None:
+    _, engine, ledger = played(build(), Budget(verifications=17))
+    assert len(engine.log) == ledger.spent.verifications == 17
+
+
+def test_a_spent_clock_ends_the_search(build) -> None:
+    ticks = iter(range(1000))
+    space = ToySpace()
+    ledger = Ledger(Budget(seconds=5), clock=lambda: float(next(ticks)))
+    assert 0 < len(list(play(build(), space, ToyEngine(space), ledger))) <= 5
+
+
+def test_rounds_end_the_search_and_are_numbered_from_one(build) -> None:
+    answers, _, _ = played(build(), Budget(), rounds=3)
+    numbers = [answer.round for answer in answers]
+    assert numbers == sorted(numbers)
+    assert set(numbers) == {1, 2, 3}
+
+
+def test_whichever_of_budget_and_rounds_ends_first(build) -> None:
+    few, _, _ = played(build(), Budget(nfe=10_000), rounds=2)
+    assert max(answer.round for answer in few) == 2
+    short, _, ledger = played(build(), Budget(nfe=30), rounds=50)
+    assert ledger.spent.nfe <= 30 and short
+
+
+def test_same_seed_same_rounds(build) -> None:
+    first, one, _ = played(build(), Budget(nfe=500))
+    second, two, _ = played(build(), Budget(nfe=500))
+    assert one.log == two.log
+    assert [a.round for a in first] == [a.round for a in second]
+    assert played(build(), Budget(nfe=500), seed=1)[1].log != one.log
+
+
+def test_nan_never_wins_and_never_stops_a_search(build) -> None:
+    answers, engine, _ = played(build(), Budget(nfe=600), nan_every=2)
+    assert len(engine.log) == 60
+    assert all(math.isfinite(a.scored.top(1).best) for a in answers if a.scored.best > -math.inf)
+    parents = {p for a in answers for ps in a.rollout.candidates.parents for p in ps}
+    assert not any(math.isnan(engine.log[i][1]) for i in parents if _had_choice(answers, i))
+
+
+def _had_choice(answers: list[Answer], parent: int) -> bool:
+    """Whether the round that gave this parent had a scored candidate to prefer."""
+    mine = next(a for a in answers if parent in a.scored.ids)
+    return mine.scored.best > -math.inf and len(mine.scored.ids) > 1
+
+
+def test_every_candidate_has_its_own_seed(build) -> None:
+    _, engine, _ = played(build(), Budget(nfe=1000))
+    seeds = [seed for seed, _ in engine.log]
+    assert len(set(seeds)) == len(seeds) == 100
+
+
+def test_all_scores_missing_is_survived(build) -> None:
+    answers, engine, _ = played(build(), Budget(nfe=200), nan_every=1)
+    assert len(engine.log) == 20
+    assert all(answer.scored.best == -math.inf for answer in answers)
+
+
+def test_a_search_is_its_own_config(build) -> None:
+    search = build()
+    assert search == type(search)(**vars(search))
+    with pytest.raises(AttributeError):  # frozen
+        search.anything = 1
+
+
+def test_the_last_wish_is_trimmed_and_no_search_sees_half_an_answer(build) -> None:
+    whole: list[int] = []
+
+    class Watched:
+        needs = frozenset()
+        blind = False
+
+        def sized(self, steps: int, nfe: int) -> Watched:
+            return self
+
+        def flow(self, space):  # type: ignore[no-untyped-def]
+            flow = build().flow(space)
+            answer: Scored | None = None
+            while True:
+                wish = flow.send(answer)
+                answer = yield wish
+                whole.append(len(answer.ids) - len(wish.candidates))
+
+    played(Watched(), Budget(nfe=173))
+    assert whole and set(whole) == {0}

@@ -1,0 +1,118 @@
+"""A diffusion whose denoiser is known in closed form: a mixture of narrow Gaussians in the plane."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from search.core import Candidates, Rollout, Scored
+from search.ledger import Cost, nfe_each
+from search.resampling import on_shell, repeat_each
+from utils import seed_of
+
+
+class ToySpace:
+    """`search.core.Space` in two dimensions, rectified flow, all randomness keyed."""
+
+    def __init__(self, steps: int = 10, seed: int = 0, dim: int = 2) -> None:
+        self.steps = steps
+        self.dim = dim
+        self.seed = seed
+        self.rng = torch.Generator().manual_seed(seed)
+        self.sigmas = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        self.count = 0
+
+    def draw(self, n: int) -> Candidates:
+        seeds = self._seeds(n)
+        return Candidates(self._noise(seeds), 0, seeds)
+
+    def perturb(self, around: Candidates, n: int, cosine: float) -> Candidates:
+        centres = around.select(repeat_each(len(around), n))
+        seeds = self._seeds(len(centres))
+        moved = on_shell(centres.latents, self._noise(seeds), cosine)
+        return Candidates(moved, around.step, seeds, parents=centres.parents)
+
+    def renoise(self, candidates: Candidates, to: int) -> Candidates:
+        now, then = self.sigmas[candidates.step], self.sigmas[to]
+        keep = (1 - then) / (1 - now)
+        fill = (then**2 - (keep * now) ** 2).clamp_min(0).sqrt()
+        seeds = self._seeds(len(candidates))
+        latents = keep * candidates.latents + fill * self._noise(seeds)
+        return Candidates(latents, to, seeds, parents=candidates.parents)
+
+    def fork(self, candidates: Candidates, index: Tensor | Iterable[int]) -> Candidates:
+        copies = candidates.select(index)
+        return replace(copies, seeds=self._seeds(len(copies)))
+
+    def spatial(self, latents: Tensor) -> Tensor:
+        return latents.reshape(len(latents), 1, 1, self.dim)
+
+    def from_spatial(self, unit: Tensor) -> Tensor:
+        return unit.reshape(len(unit), self.dim)
+
+    def _seeds(self, n: int) -> tuple[int, ...]:
+        self.count += n
+        return tuple(seed_of("toy", self.seed, i) for i in range(self.count - n, self.count))
+
+    def _noise(self, seeds: Iterable[int]) -> Tensor:
+        return torch.stack(
+            [
+                torch.randn(
+                    self.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(s)
+                )
+                for s in seeds
+            ]
+        )
+
+
+@dataclass
+class ToyEngine:
+    """Answers rollouts: a score is minus the distance of the clean estimate to a target.
+
+    nan_every: every so many-th candidate gets no score. rows: denoiser rows really run.
+    """
+
+    space: ToySpace
+    nan_every: int = 0
+    rows: int = 0
+    log: list[tuple[int, float]] = field(default_factory=list)
+
+    centres = torch.tensor([[1.2, -0.4], [-1.0, 1.0], [0.3, 1.4], [-0.9, -1.1]]).double()
+    target = torch.tensor([1.2, -0.4], dtype=torch.float64)
+    spread = 0.1
+
+    def velocity(self, x: Tensor, s: Tensor) -> Tensor:
+        """(x - E[x0 | x]) / s for the mixture, in closed form."""
+        var = (1 - s) ** 2 * self.spread**2 + s**2
+        delta = x[:, None] - (1 - s) * self.centres
+        weight = torch.softmax(-(delta**2).sum(-1) / (2 * var), 1)[..., None]
+        mean = self.centres + (1 - s) * self.spread**2 / var * delta
+        return (x - (weight * mean).sum(1)) / s
+
+    def __call__(self, wish: Rollout) -> tuple[Scored, Cost]:
+        start = wish.candidates
+        x = clean = start.latents
+        for i in range(start.step, wish.until):
+            s, t = self.space.sigmas[i], self.space.sigmas[i + 1]
+            v = self.velocity(x, s)
+            clean, x = x - s * v, x + (t - s) * v
+            self.rows += len(x)
+        ids = tuple(range(len(self.log), len(self.log) + len(start)))
+        scores = -(clean - self.target).norm(dim=1)
+        if self.nan_every:
+            missing = torch.tensor([i % self.nan_every == 0 for i in ids])
+            scores = scores.masked_fill(missing, torch.nan)
+        self.log += zip(start.seeds, scores.tolist(), strict=True)
+        scored = Scored(
+            start=start,
+            candidates=replace(start, latents=x, step=wish.until),
+            scores=scores,
+            ids=ids,
+            rival_scores=torch.tensor([self.log[i][1] for i in wish.rivals]).double(),
+        )
+        n = len(start)
+        return scored, Cost(nfe=nfe_each(wish) * n, rows=n * (wish.until - start.step),
+                            verifications=n)  # fmt: skip
