@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import io
@@ -9,9 +10,9 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +31,14 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean '{near[0]}'?"
     return f"known: {', '.join(known)}." if known else "none is known."
+
+
+def check_options(who: str, build: Any, options: Mapping[str, Any]) -> None:
+    """Refuse options that are no fields of the class."""
+    known = {field.name for field in dataclasses.fields(build) if field.init}
+    for option in options:
+        if option not in known:
+            raise UserError(f"{who} has no option '{option}': {did_you_mean(option, known)}")
 
 
 def digest(text: str) -> str:

@@ -24,7 +24,8 @@ from pydantic_core import ErrorDetails
 import search
 import verifiers
 from search.ledger import Budget
-from utils import UserError, did_you_mean, find_path
+from utils import UserError, check_options, did_you_mean, find_path
+from verifiers.base import check_metric
 
 DEFAULT_ROUNDS = 4
 DEFAULT_PROMPT_FILE = "prompts_open_image_pref_v1.txt"
@@ -59,10 +60,11 @@ class VerifierArgs(Options):
     def _known(self) -> Self:
         known = verifiers.metrics_of(self.name)
         if self.choice_of_metric is not None:
-            verifiers.base.check_metric(self.name, known, self.choice_of_metric)
+            check_metric(self.name, known, self.choice_of_metric)
         if not verifiers.is_planned(self.name):
             build = verifiers.verifier_class(self.name)
-            verifiers.check_options(f"The verifier '{self.name}'", build, self.options)
+            own, _ = verifiers.split_options(build, self.options)
+            check_options(f"The verifier '{self.name}'", build, own)
         return self
 
     @property
@@ -85,7 +87,7 @@ class SearchArgs(Options):
         """The search with its hyper-parameters checked."""
         build = search.search_class(self.search_method)
         who = f"The search method '{self.search_method}'"
-        verifiers.check_options(who, build, self.options)
+        check_options(who, build, self.options)
         try:
             return TypeAdapter(build).validate_python(self.options)
         except ValidationError as error:

@@ -101,7 +101,7 @@ class Evaluator:
         media: list[Any] = [None] * n
         if rollout.score:
             decoded, finite = self._decode(latents if final else clean, start.seeds)
-            scores = self._judge(decoded, finite, preview=not final)
+            scores = self._judge(decoded, finite)
             media = decoded.media
         seconds = time.monotonic() - started
         cost = Cost(
@@ -141,14 +141,14 @@ class Evaluator:
         )
         return decoded, finite
 
-    def _judge(self, decoded: Decoded, finite: Sequence[bool], *, preview: bool) -> list[Score]:
+    def _judge(self, decoded: Decoded, finite: Sequence[bool]) -> list[Score]:
         """A score for each picture; those that are none are not shown to the verifier."""
         faults = [
             _fault(m, ok, filtered)
             for m, ok, filtered in zip(decoded.media, finite, decoded.filtered, strict=True)
         ]
         sound = [i for i, fault in enumerate(faults) if fault is None]
-        items = [Item(decoded.media[i], self._prompt.text, preview) for i in sound]
+        items = [Item(decoded.media[i], self._prompt.text) for i in sound]
         scored = iter(self._verifier.score(items) if items else [])
         return [fault if fault is not None else next(scored) for fault in faults]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from utils import UserError, did_you_mean
+from utils import UserError, check_options, did_you_mean
+from verifiers import keyframes
 from verifiers.base import Chosen, Metric
+from verifiers.keyframes import Keyframes
 
 VERIFIERS = {
     "clip": "verifiers.clip:ClipScore",
@@ -69,15 +70,17 @@ def build_verifier(name: str, metric: Metric, options: Mapping[str, Any]) -> Cho
             " or plan the run with --dry_run."
         )
     build = verifier_class(name)
-    check_options(f"The verifier '{name}'", build, options)
-    chosen = Chosen(build(**options), name, metric)
+    own, framing = split_options(build, options)
+    check_options(f"The verifier '{name}'", build, own)
+    verifier: Any = build(**own)
+    if not build.video:
+        verifier = Keyframes(verifier, **framing)
+    chosen = Chosen(verifier, name, metric)
     chosen.check()
     return chosen
 
 
-def check_options(who: str, build: Any, options: Mapping[str, Any]) -> None:
-    """Refuse options that are no fields of the class."""
-    known = {field.name for field in dataclasses.fields(build) if field.init}
-    for option in options:
-        if option not in known:
-            raise UserError(f"{who} has no option '{option}': {did_you_mean(option, known)}")
+def split_options(build: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The verifier's own options, and those on how an image verifier is shown a video."""
+    framing = {} if build.video else {k: v for k, v in options.items() if k in keyframes.OPTIONS}
+    return {k: v for k, v in options.items() if k not in framing}, framing

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from utils import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Metric: TypeAlias = str | Mapping[str, float]
 """A metric's name, or a weight for each of several."""
@@ -17,13 +20,14 @@ Metric: TypeAlias = str | Mapping[str, float]
 class Item:
     """One thing to judge.
 
-    media: a PIL image, or a video as a list of PIL frames. preview: it is a clean estimate of an
-    unfinished candidate. label: the class asked for, where the pipeline is class-conditional.
+    media: a PIL image, or a video as a list of PIL frames. preview: the same candidate's clean
+    estimate late in sampling, for a verifier that asks for one. label: the class asked for, where
+    the pipeline is class-conditional.
     """
 
     media: Any
     prompt: str
-    preview: bool = False
+    preview: Any = None
     label: str | None = None
 
 
@@ -32,30 +36,46 @@ class Score:
     """A verifier's answer for one item.
 
     value: the chosen metric; nan where there is no answer, and then `status` and `explanation`
-    say why. aspects: every metric the verifier gives.
+    say why. aspects: every metric the verifier gives. status: ok, unscored, blocked, truncated,
+    invalid_image, nsfw_filtered or failed. details: what else is worth a record (the model that
+    answered, tokens used); JSON-able.
     """
 
     value: float
     aspects: Mapping[str, float] = field(default_factory=dict)
     explanation: str = ""
     status: str = "ok"
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, explanation: str = "", **aspects: float) -> Score:
+    def of(
+        cls, explanation: str = "", *, details: Mapping[str, Any] | None = None, **aspects: float
+    ) -> Score:
         """A score from its aspects; the first is its value until a metric is chosen."""
-        return cls(next(iter(aspects.values())), aspects, explanation)
+        return cls(next(iter(aspects.values())), aspects, explanation, details=details or {})
 
     @classmethod
-    def missing(cls, why: str, status: str = "unscored") -> Score:
+    def missing(
+        cls, why: str, status: str = "unscored", details: Mapping[str, Any] | None = None
+    ) -> Score:
         """No answer, with the reason."""
-        return cls(math.nan, {}, why, status)
+        return cls(math.nan, {}, why, status, details or {})
 
 
 class Verifier(Protocol):
-    """Judges images. Options are the fields of the class; weights are loaded by `load`."""
+    """Judges images. Options are the fields of the class; weights are loaded by `load`.
+
+    metrics: what it gives. needs: packages, keys or weights it cannot do without, in words.
+    explains: its records carry an explanation beside the score. video: it takes a whole video;
+    one that does not is shown keyframes. preview_noise: the share of noise at which it wants a
+    preview of each finished candidate; None for no preview.
+    """
 
     metrics: ClassVar[tuple[str, ...]]
-    explains: ClassVar[bool]  # its records carry an explanation beside the score
+    needs: ClassVar[str]
+    explains: ClassVar[bool]
+    video: ClassVar[bool]
+    preview_noise: float | None
 
     def check(self) -> None:
         """Raise `UserError` for options that cannot work; loads nothing."""
@@ -71,13 +91,24 @@ class BaseVerifier:
     """A verifier with nothing to check and nothing to load."""
 
     metrics: ClassVar[tuple[str, ...]]
+    needs: ClassVar[str] = ""
     explains: ClassVar[bool] = False
+    video: ClassVar[bool] = False
+    preview_noise = None
 
     def check(self) -> None:
         return
 
     def load(self, device: str) -> None:
         return
+
+
+@runtime_checkable
+class DifferentiableVerifier(Protocol):
+    """A verifier that can also be climbed."""
+
+    def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores [n], differentiable, of pixels [n, 3, H, W] in [0, 1] and a prompt each."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +139,15 @@ class Chosen:
 
     def _valued(self, score: Score) -> Score:
         if score.status != "ok":
-            return Score(math.nan, score.aspects, score.explanation, score.status)
+            return replace(score, value=math.nan)
         weights = weights_of(self.metric)
         missing = [name for name in weights if name not in score.aspects]
         if missing:
-            return Score.missing(f"{self.name} gave no {missing[0]}")
+            return Score.missing(f"{self.name} gave no {missing[0]}", details=score.details)
         value = sum(weight * score.aspects[name] for name, weight in weights.items())
         if not math.isfinite(value):
-            return Score.missing(f"{self.name} gave {value}")
-        return Score(value, score.aspects, score.explanation)
+            return Score.missing(f"{self.name} gave {value}", details=score.details)
+        return replace(score, value=value)
 
 
 def weights_of(metric: Metric) -> Mapping[str, float]:

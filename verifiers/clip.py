@@ -15,7 +15,7 @@ class ClipScore(BaseVerifier):
     """Any CLIP checkpoint, by folder or hub id.
 
     clip_score is the plain cosine in [-1, 1]: neither clipped at 0 nor scaled by 2.5 as in the
-    paper, so that a ranking never ties. A video's score is the mean over its keyframes.
+    paper, so that a ranking never ties.
     batch_size: images a forward pass. dtype: of the weights.
     """
 
@@ -53,16 +53,12 @@ class ClipScore(BaseVerifier):
         self._device = device
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        frames = [(i, frame) for i, item in enumerate(items) for frame in keyframes(item.media)]
-        totals = [0.0] * len(items)
-        counts = [0] * len(items)
-        for begin in range(0, len(frames), self.batch_size):
-            batch = frames[begin : begin + self.batch_size]
-            cosines = self._cosines([f for _, f in batch], [items[i].prompt for i, _ in batch])
-            for (i, _), cosine in zip(batch, cosines, strict=True):
-                totals[i] += cosine
-                counts[i] += 1
-        return [Score.of(clip_score=t / n) for t, n in zip(totals, counts, strict=True)]
+        scores = []
+        for begin in range(0, len(items), self.batch_size):
+            batch = items[begin : begin + self.batch_size]
+            cosines = self._cosines([item.media for item in batch], [i.prompt for i in batch])
+            scores += [Score.of(clip_score=cosine) for cosine in cosines]
+        return scores
 
     def _cosines(self, images: list[Any], prompts: list[str]) -> list[float]:
         import torch
@@ -83,11 +79,3 @@ class ClipScore(BaseVerifier):
             ).pooler_output
         cosines: list[float] = torch.cosine_similarity(image.float(), text.float()).tolist()
         return cosines
-
-
-def keyframes(media: Any, most: int = 8) -> list[Any]:
-    """An image by itself; of a video's frames at most so many, evenly spread."""
-    if not isinstance(media, list):
-        return [media]
-    step = max(1, len(media) // most)
-    return media[::step][:most]

@@ -21,8 +21,6 @@ class ShapesOracle(BaseVerifier):
     def _judge(self, item: Item) -> Score:
         from shapes.oracle import judge
 
-        if isinstance(item.media, list):
-            return Score.missing("the shapes world has no videos")
         verdict = judge(item.media, item.prompt)
         if verdict.score != verdict.score:
             return Score.missing(verdict.detail)
