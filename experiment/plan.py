@@ -17,7 +17,8 @@ from torch import Tensor
 import verifiers
 from experiment.config import ExperimentConfig, VerifierArgs
 from experiment.prompts import Prompt
-from pipelines.loading import local_steps, pipeline_index
+from pipelines.loading import load_scheduler, local_steps, pipeline_index
+from pipelines.schedule import is_one_step
 from search.core import Candidates, Rollout, Scored
 from search.ledger import Cost, Ledger, nfe_each
 from search.play import play
@@ -90,8 +91,9 @@ class Plan:
 
 def make_plan(config: ExperimentConfig, checkpoint: str, prompts: list[Prompt]) -> Plan:
     """Work out a run's extent, and refuse what cannot work."""
-    search = config.search_args.build()
-    _refuse_needs(config.search_args.search_method, search.needs)
+    _refuse_needs(config.search_args.search_method, config.search_args.build().needs)
+    if Path(checkpoint).is_dir():
+        refuse_cuts(config, checkpoint)
     steps = _steps(config, checkpoint)
     budget = config.budget.build()
     if steps is not None and budget.nfe is not None and budget.nfe < steps:
@@ -109,6 +111,23 @@ def make_plan(config: ExperimentConfig, checkpoint: str, prompts: list[Prompt]) 
 def _refuse_needs(method: str, needs: frozenset[str]) -> None:
     for need in sorted(needs - OFFERED):
         raise UserError(f"The search method '{method}' needs '{need}', which is not offered yet.")
+
+
+def refuse_cuts(config: ExperimentConfig, checkpoint: str) -> None:
+    """Refuse a search that stops between steps with a scheduler that keeps a history of them.
+
+    Reads the scheduler's config alone, from the hub if it is not here.
+    """
+    method = config.search_args.search_method
+    if "midway" not in config.search_args.build().needs:
+        return
+    scheduler = load_scheduler(checkpoint)
+    if not is_one_step(scheduler):
+        raise UserError(
+            f"The search method '{method}' stops between steps, but {type(scheduler).__name__}"
+            " keeps a history of them: use a checkpoint whose scheduler is DDIMScheduler,"
+            " EulerDiscreteScheduler or FlowMatchEulerDiscreteScheduler."
+        )
 
 
 def _steps(config: ExperimentConfig, checkpoint: str) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 from experiment.config import ExperimentConfig, VerifierArgs
 from experiment.evaluate import Evaluated, Evaluator
 from experiment.manifest import manifest
-from experiment.plan import Plan, make_plan
+from experiment.plan import Plan, make_plan, refuse_cuts
 from experiment.prompts import Prompt, load_prompts
 from experiment.rounds import RoundBook, RoundResult, aspects
 from experiment.store import RunStore
@@ -46,6 +46,7 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
     verifier = _built(config.verifier_args)
     judges = [_built(judge) for judge in config.judges]
     check_call_args(planned.checkpoint, config.pipeline_call_args)
+    refuse_cuts(config, planned.checkpoint)
     device = choose_device(config.engine_args.device)
 
     pipe = load_pipeline(

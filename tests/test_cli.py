@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,7 @@ CONFIGS = [
     ({"pretrained_model_name_or_path": "owner/absent"}, "'owner/absent' is neither"),
     ({"pretrained_model_name_or_path": "shapes/models"}, "no model_index.json"),
     ({"engine_args": {"device": "cuda"}}, "no device 'cuda' here"),
+    ({"search_args": {"search_method": "tests.searches:Noisy"}}, "'stochastic'", "not offered yet"),
 ]
 
 
@@ -96,6 +98,20 @@ def test_a_wrong_config_is_refused(
     argv = [f"--pipeline_config_path={path}", f"--output_dir={tmp_path}/o"]
     refused(capsys, argv, *said)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_search_that_cuts_is_refused_with_a_scheduler_that_remembers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], no_loading: None
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree("shapes/models/shapes-sd/scheduler", folder / "scheduler")
+    index = json.loads(Path("shapes/models/shapes-sd/model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "DPMSolverMultistepScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    content = {**BASE, "pretrained_model_name_or_path": str(folder), "prompt": "x"}
+    content["search_args"] = {"search_method": "tests.searches:Halving"}
+    argv = [f"--pipeline_config_path={written(tmp_path, content)}"]
+    refused(capsys, argv, "DPMSolverMultistepScheduler keeps a history", "DDIMScheduler")
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,24 @@ def test_weights_of_several_metrics(tmp_path: Path) -> None:
         assert row["score"] == pytest.approx(gave["brightness"] + 3 * gave["darkness"])
 
 
+def test_previews_are_scored_recorded_and_never_win(tmp_path: Path) -> None:
+    """Four noises to the middle, the better two a step back and on to the end: 2 steps of 4 each,
+    then 3."""
+    call = {**config()["pipeline_call_args"], "num_inference_steps": 4}
+    search = {"search_method": "tests.searches:Halving", "search_rounds": 1}
+    folder = ran(tmp_path, search_args=search, pipeline_call_args=call)
+    rows = rows_of(folder)
+    assert [(row["step"], row["nfe"], bool(row["path"])) for row in rows] == (
+        [(2, 2, False)] * 4 + [(4, 3, True)] * 2
+    )
+    previews = sorted(rows[:4], key=lambda row: -row["score"])
+    assert [row["parents"] for row in rows[4:]] == [[previews[0]["id"]], [previews[1]["id"]]]
+    (record,) = rounds_of(folder)
+    assert record["num_noises"] == 2 and record["best_id"] in (4, 5)
+    assert json.loads((folder / "summary.json").read_text())["total"]["nfe"] == 4 * 2 + 2 * 3
+    assert len(list(folder.glob("*.png"))) == 2
+
+
 HARD = [
     "a red circle 🎨🔥",
     "quotes \" and ' and `",

@@ -1,4 +1,4 @@
-"""A diffusion whose denoiser is known in closed form: a mixture of narrow Gaussians in the plane."""
+"""A diffusion whose denoiser is known in closed form: a mixture of narrow Gaussians."""
 
 from __future__ import annotations
 
