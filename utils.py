@@ -122,5 +122,8 @@ def json_number(value: float) -> float | None:
 
 
 def significant(value: float) -> str:
-    """A score as people read it: three significant digits."""
-    return f"{value:.3g}" if math.isfinite(value) else "-"
+    """A score as people read it: three significant digits, trailing zeros kept."""
+    if not math.isfinite(value):
+        return "-"
+    text = f"{value:#.3g}"
+    return f"{value:.3g}" if "e" in text else text.rstrip(".")

@@ -45,16 +45,16 @@ class Evaluated:
     def finished(self) -> bool:
         return self.step == self.steps
 
-    @property
-    def value(self) -> float:
-        return self.score.value
-
 
 Keep = Callable[[Rollout, Sequence[Evaluated]], None]
 
 
 class Evaluator:
-    """Evaluates one prompt's rollouts; `keep` is handed each batch as soon as it is scored."""
+    """Evaluates one prompt's rollouts; `keep` is handed each batch as soon as it is scored.
+
+    values: every candidate's value as it stands now, by id; under a verifier that judges by the
+    pool, it moves as more candidates arrive.
+    """
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class Evaluator:
         space: LatentSpace,
         batch_size: int,
         keep: Keep,
+        values: dict[int, float],
     ) -> None:
         self._denoiser = denoiser
         self._verifier = verifier
@@ -71,7 +72,8 @@ class Evaluator:
         self._space = space
         self._batch_size = batch_size
         self._keep = keep
-        self._scores: dict[int, float] = {}
+        self.values = values
+        self._pools: dict[int, dict[int, Score]] = {}  # by step: ids and their scores
 
     def __call__(self, rollout: Rollout) -> tuple[Scored, Cost]:
         """The scored candidates in the rollout's order, and the cost as measured."""
@@ -86,9 +88,9 @@ class Evaluator:
             candidates=replace(
                 rollout.candidates, latents=torch.cat(list(moved)), step=rollout.until
             ),
-            scores=_tensor([entry.value for entry in rows]),
+            scores=_tensor([self.values[entry.id] for entry in rows]),
             ids=tuple(entry.id for entry in rows),
-            rival_scores=_tensor([self._scores[i] for i in rollout.rivals]),
+            rival_scores=_tensor([self.values[i] for i in rollout.rivals]),
         )
         return scored, sum(costs, Cost())
 
@@ -116,8 +118,18 @@ class Evaluator:
             for i in range(n)
         ]
         if rollout.score:
+            self._place(rollout.until, entries)
             self._keep(rollout, entries)
         return latents, entries, cost
+
+    def _place(self, step: int, entries: Sequence[Evaluated]) -> None:
+        """Let new candidates find their place among all that were scored at their step."""
+        if not self._verifier.pooled:
+            return
+        pool = self._pools.setdefault(step, {})
+        pool |= {entry.id: entry.score for entry in entries}
+        places = self._verifier.pool_values(list(pool.values()))
+        self.values |= dict(zip(pool, places, strict=True))
 
     def _denoise(self, rollout: Rollout, start: Candidates) -> tuple[Tensor, Tensor, int]:
         """Latents at `until`, the clean estimate there, and rows denoised on the way."""
@@ -156,8 +168,8 @@ class Evaluator:
         self, start: Candidates, rollout: Rollout, i: int, score: Score, media: Any, cost: Cost
     ) -> Evaluated:
         n = len(start)
-        number = len(self._scores)
-        self._scores[number] = score.value
+        number = len(self.values)
+        self.values[number] = score.value
         return Evaluated(
             id=number,
             seed=start.seeds[i],

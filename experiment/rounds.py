@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,20 +27,15 @@ class Kept:
     path: str | None
     judged: Mapping[str, Score] = field(default_factory=dict)
 
-    @property
-    def rank(self) -> tuple[float, int]:
-        """Sorts best first: nan never wins, and of equal scores the earlier candidate does."""
-        value = self.score.value
-        return (math.inf if math.isnan(value) else -value, self.id)
-
 
 @dataclass(frozen=True)
 class RoundResult:
-    """A closed round, as it is shown to the user."""
+    """A closed round, as it is shown to the user; `value` is the winner's as the round closed."""
 
     round: int
     num_noises: int
     winner: Kept | None
+    value: float
     rejected: bool
 
 
@@ -49,23 +44,28 @@ class RoundBook:
 
     A picture is written as soon as it is scored, unless its round may yet be rejected: then all
     of the round's pictures wait. Rows and the round's record follow the pictures they name.
+    Candidates are compared by `values`, which another hand keeps up to date.
     """
 
     def __init__(
-        self, store: RunStore, prompt: Prompt, verifier: Chosen, judges: Sequence[Chosen]
+        self,
+        store: RunStore,
+        prompt: Prompt,
+        verifier: Chosen,
+        judges: Mapping[str, Chosen],
+        values: Mapping[int, float],
     ) -> None:
         self._store = store
         self._prompt = prompt
         self._verifier = verifier
         self._judges = judges
+        self._values = values
         self._number = 0
         self._entries: list[Evaluated] = []
         self._paths: dict[int, str] = {}
         self._last: Rollout | None = None
         self._last_ids: set[int] = set()
-        self._leader: Evaluated | None = None
         self._known: dict[int, Kept] = {}
-        self.best: Kept | None = None
         self.statuses: Counter[str] = Counter()
         self.results: list[RoundResult] = []
 
@@ -79,44 +79,44 @@ class RoundBook:
             self._last, self._last_ids = rollout, set()
         self._last_ids |= {entry.id for entry in batch}
         for entry in batch:
-            self._lead(entry)
             self._entries.append(entry if rollout.rejectable else self._saved(entry))
             self.statuses[entry.score.status] += 1
+            if entry.finished:
+                path = self._paths.get(entry.id)
+                self._known[entry.id] = Kept(entry.id, entry.seed, self._number, entry.score, path)
 
     @property
-    def leading(self) -> float:
-        """The prompt's best score so far, the open round's included; nan for none."""
-        scores = [self.best.score.value] if self.best else []
-        scores += [self._leader.value] if self._leader else []
-        return max(scores, default=math.nan)
+    def best(self) -> Kept | None:
+        """The prompt's best finished candidate so far."""
+        return self._leader(self._known)
+
+    def value(self, kept: Kept | None) -> float:
+        """What a candidate is worth today; nan for none."""
+        return math.nan if kept is None else self._values[kept.id]
 
     def close(self) -> RoundResult | None:
         """Write what the round came to; None where nothing came in."""
         if not self._entries or self._last is None:
             return None
-        fresh = [self._kept(entry) for entry in self._entries if entry.finished]
-        self._remember(fresh)
-        rivals = [self._known[i] for i in self._last.rivals if i in self._known]
-        pool = {kept.id: kept for kept in (*fresh, *rivals)}
-        leader = min(pool.values(), key=lambda kept: kept.rank, default=None)
-        winner = leader if leader is not None and not math.isnan(leader.score.value) else None
+        fresh = {entry.id for entry in self._entries if entry.finished}
+        pool = fresh | (set(self._last.rivals) & set(self._known))
+        winner = self._leader(pool)
         rejected = self._last.rejectable and (winner is None or winner.id not in self._last_ids)
         self._save_held(rejected)
         if winner is not None:
-            winner = self._judged(winner)
+            winner = self._judged(self._known[winner.id])
         self._store.append_rows([self._row(entry) for entry in self._entries])
         if winner is not None and not rejected:
             self._write_round(winner, len(pool))
-        result = RoundResult(self._number, len(pool), winner, rejected)
+        result = RoundResult(self._number, len(pool), winner, self.value(winner), rejected)
         self.results.append(result)
-        self._entries, self._last, self._leader = [], None, None
+        self._entries, self._last = [], None
         return result
 
-    def _lead(self, entry: Evaluated) -> None:
-        """Keep the picture of the round's best so far at hand, for the judges."""
-        leads = self._leader is None or entry.value > self._leader.value
-        if entry.finished and not math.isnan(entry.value) and leads:
-            self._leader = entry
+    def _leader(self, ids: Iterable[int]) -> Kept | None:
+        """The best by value: nan never wins, and of equal values the earlier candidate does."""
+        scored = [i for i in ids if not math.isnan(self._values[i])]
+        return self._known[min(scored, key=lambda i: (-self._values[i], i))] if scored else None
 
     def _saved(self, entry: Evaluated) -> Evaluated:
         """The candidate with its picture on disk and no longer in memory."""
@@ -127,38 +127,23 @@ class RoundBook:
         )
         return replace(entry, media=None)
 
-    def _kept(self, entry: Evaluated) -> Kept:
-        return Kept(entry.id, entry.seed, self._number, entry.score, self._paths.get(entry.id))
-
-    def _remember(self, fresh: Sequence[Kept]) -> None:
-        for kept in fresh:
-            self._known[kept.id] = kept
-            better = self.best is None or kept.rank < self.best.rank
-            if better and not math.isnan(kept.score.value):
-                self.best = kept
-
     def _save_held(self, rejected: bool) -> None:
         """Write the pictures that waited; of a rejected round only the prompt's best so far."""
+        best = self.best
         for entry in self._entries:
-            wanted = not rejected or (self.best is not None and entry.id == self.best.id)
-            if entry.media is not None and entry.id not in self._paths and wanted:
+            wanted = not rejected or (best is not None and entry.id == best.id)
+            if entry.media is not None and wanted:
                 self._saved(entry)
-        for kept in self._known.values():
-            if kept.path is None and kept.id in self._paths:
-                self._known[kept.id] = replace(kept, path=self._paths[kept.id])
-        if self.best is not None:
-            self.best = self._known[self.best.id]
+                kept = self._known[entry.id]
+                self._known[entry.id] = replace(kept, path=self._paths[entry.id])
 
     def _judged(self, winner: Kept) -> Kept:
-        """The winner with the judges' scores; an earlier round's winner has them already."""
-        winner = self._known[winner.id]
-        if self._leader is None or self._leader.id != winner.id or not self._judges:
+        """The winner with the judges' scores, which it may have from an earlier round."""
+        if winner.judged or winner.path is None or not self._judges:
             return winner
-        item = Item(self._leader.media, self._prompt.text)
-        judged = {judge.name: judge.score([item])[0] for judge in self._judges}
+        item = Item(self._store.read_image(winner.path), self._prompt.text)
+        judged = {name: judge.score([item])[0] for name, judge in self._judges.items()}
         self._known[winner.id] = replace(winner, judged=judged)
-        if self.best is not None:
-            self.best = self._known[self.best.id]
         return self._known[winner.id]
 
     def _row(self, entry: Evaluated) -> dict[str, Any]:
@@ -174,10 +159,11 @@ class RoundBook:
             "recipe": entry.recipe,
             "parents": list(entry.parents),
             "status": entry.score.status,
-            "score": json_number(entry.value),
-            "scores": {self._verifier.name: dict(entry.score.aspects)},
-            "judges": aspects(kept.judged) if kept else {},
+            "score": json_number(self._values[entry.id]),
+            "scores": recorded({self._verifier.name: entry.score}),
+            "judges": recorded(kept.judged) if kept else {},
             "explanation": entry.score.explanation,
+            "details": recorded_details(entry.score),
             "nfe": entry.nfe,
             "rows": entry.rows,
             "batch_size": entry.batch_size,
@@ -191,7 +177,7 @@ class RoundBook:
         assert path is not None
         if winner.round != self._number:  # the nested pool's best is an earlier round's
             path = self._store.copy_image(self._prompt, self._number, winner.seed, path)
-        score: Any = winner.score.value
+        score: Any = self.value(winner)
         if self._verifier.explains:
             score = {"explanation": winner.score.explanation, "score": score}
         record = {
@@ -205,11 +191,28 @@ class RoundBook:
             "best_id": winner.id,
             "prompt_index": self._prompt.index,
             "category": self._prompt.category,
-            "judges": aspects(winner.judged),
+            "judges": recorded(winner.judged),
         }
         self._store.write_round(self._prompt, self._number, winner.seed, record)
 
 
-def aspects(judged: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    """What each judge gave, aspect by aspect."""
-    return {name: dict(score.aspects) for name, score in judged.items()}
+def recorded(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
+    """What each verifier gave, aspect by aspect; an ensemble's members stand beside it."""
+    flat: dict[str, dict[str, float]] = {}
+    for name, score in scores.items():
+        flat[name] = dict(score.aspects)
+        for member, own in score.members.items():
+            flat[member] = dict(own.aspects)
+    return flat
+
+
+def recorded_details(score: Score) -> dict[str, Any]:
+    """What a verifier noted beside its score, and why an ensemble's member gave none."""
+    details = dict(score.details)
+    for member, own in score.members.items():
+        noted = dict(own.details)
+        if own.status != "ok":
+            noted |= {"status": own.status, "explanation": own.explanation}
+        if noted:
+            details[member] = noted
+    return details

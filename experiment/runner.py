@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from experiment.evaluate import Evaluated, Evaluator
 from experiment.manifest import manifest
 from experiment.plan import Plan, make_plan, refuse_cuts
 from experiment.prompts import Prompt, load_prompts
-from experiment.rounds import RoundBook, RoundResult, aspects
+from experiment.rounds import RoundBook, RoundResult, recorded
 from experiment.store import RunStore
 from pipelines.denoiser import Denoiser
 from pipelines.loading import (
@@ -27,7 +27,7 @@ from search.ledger import Cost, Ledger
 from search.play import play
 from utils import find_checkpoint, json_number, significant
 from verifiers import build_verifier
-from verifiers.base import Chosen
+from verifiers.base import Chosen, Item
 
 BATCH_SIZE = 8  # per image 0.29 s at 1, 0.15 s at 8, 0.17 s at 16 (bundled FLUX, 2 cores)
 
@@ -44,7 +44,7 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
     planned = plan(config)
     hush()
     verifier = _built(config.verifier_args)
-    judges = [_built(judge) for judge in config.judges]
+    judges = _numbered([_built(judge) for judge in config.judges])
     check_call_args(planned.checkpoint, config.pipeline_call_args)
     refuse_cuts(config, planned.checkpoint)
     device = choose_device(config.engine_args.device)
@@ -52,7 +52,7 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
     pipe = load_pipeline(
         planned.checkpoint, config.torch_dtype, device, low_memory=config.use_low_gpu_vram
     )
-    for judge in (verifier, *judges):
+    for judge in (verifier, *judges.values()):
         judge.load(device)
     denoiser = Denoiser(pipe, config.pipeline_call_args)
 
@@ -68,6 +68,15 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
 
 def _built(args: VerifierArgs) -> Chosen:
     return build_verifier(args.name, args.metric, args.options)
+
+
+def _numbered(judges: Sequence[Chosen]) -> dict[str, Chosen]:
+    """Judges by name; the second of the same name gets a number."""
+    named: dict[str, Chosen] = {}
+    for judge in judges:
+        number = sum(name.split("#")[0] == judge.name for name in named) + 1
+        named[judge.name if number == 1 else f"{judge.name}#{number}"] = judge
+    return named
 
 
 def _batch_size(config: ExperimentConfig, denoiser: Denoiser) -> int:
@@ -102,11 +111,11 @@ class Outcome:
             "best": best
             and {
                 "id": best.id,
-                "score": json_number(best.score.value),
+                "score": json_number(self.book.value(best)),
                 "round": best.round,
                 "seed": best.seed,
                 "path": best.path,
-                "judges": aspects(best.judged),
+                "judges": recorded(best.judged),
             },
             **_cost(self.spent),
             "statuses": dict(self.book.statuses),
@@ -121,7 +130,7 @@ class Experiment:
         config: ExperimentConfig,
         denoiser: Denoiser,
         verifier: Chosen,
-        judges: Sequence[Chosen],
+        judges: Mapping[str, Chosen],
         store: RunStore,
         planned: Plan,
         batch_size: int,
@@ -157,20 +166,25 @@ class Experiment:
             self.denoiser, prompt.text, config.seed, prompt.occurrence, self.batch_size
         )
         ledger = Ledger(config.budget.build())
-        book = RoundBook(self.store, prompt, self.verifier, self.judges)
+        values: dict[int, float] = {}
+        book = RoundBook(self.store, prompt, self.verifier, self.judges, values)
         with self._progress(prompt) as bar:
 
             def keep(rollout: Rollout, batch: Sequence[Evaluated]) -> None:
                 book.add(rollout, batch)
                 bar.update(sum(entry.nfe for entry in batch))
-                bar.set_postfix(best=significant(book.leading), refresh=False)
+                bar.set_postfix(best=significant(book.value(book.best)), refresh=False)
 
             evaluator = Evaluator(
-                self.denoiser, self.verifier, prompt, space, self.batch_size, keep
+                self.denoiser, self.verifier, prompt, space, self.batch_size, keep, values
             )
             for _ in play(config.search_args.build(), space, evaluator, ledger, config.rounds):
                 pass
         book.close()
+        if book.best is not None and book.best.path is not None:
+            item = Item(self.store.read_image(book.best.path), prompt.text)
+            for judge in (self.verifier, *self.judges.values()):
+                judge.chose(item)
         return Outcome(prompt, book, ledger.spent)
 
     def _progress(self, prompt: Prompt) -> Any:
@@ -197,7 +211,7 @@ def report(outcome: Outcome) -> str:
     if best is None:
         return "\n".join([*lines, "  no image could be scored: see candidates.jsonl for reasons"])
     lines.append(
-        f"  best     {significant(best.score.value):>7}  {best.path}"
+        f"  best     {significant(outcome.book.value(best)):>7}  {best.path}"
         f"  ({outcome.spent.nfe} NFE, {outcome.spent.seconds:.1f} s)"
     )
     return "\n".join(lines)
@@ -213,7 +227,7 @@ def _round_line(result: RoundResult) -> str:
         f"  {judge} {significant(score.value)}" for judge, score in winner.judged.items()
     )
     return (
-        f"  round {result.round:<3}{significant(winner.score.value):>7}"
+        f"  round {result.round:<3}{significant(result.value):>7}"
         f"  of {result.num_noises:<4} seed {winner.seed:<11}{judged}"
     )
 

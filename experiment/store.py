@@ -83,6 +83,13 @@ class RunStore:
         write_atomically(self.folder / name, png_bytes(image))
         return name
 
+    def read_image(self, path: str) -> Any:
+        """A picture as it was written; PNG keeps every pixel."""
+        from PIL import Image
+
+        with Image.open(self.folder / path) as image:
+            return image.convert("RGB")
+
     def copy_image(self, prompt: Prompt, round: int, seed: int, source: str) -> str:
         """An earlier round's picture under this round's name."""
         name = self.name(prompt, round, seed, ".png")

@@ -18,6 +18,7 @@ from utils import (
     png_bytes,
     prompt_stem,
     seed_of,
+    significant,
     slug,
     write_atomically,
 )
@@ -123,3 +124,12 @@ def test_a_killed_write_leaves_a_whole_file_or_none(tmp_path: Path) -> None:
             child.kill()
         if (tmp_path / "big").exists():
             assert (tmp_path / "big").stat().st_size == 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.85, "0.850"), (0.8127, "0.813"), (21.0, "21.0"), (-1.5, "-1.50"), (123.4, "123"),
+     (12345.0, "1.23e+04"), (0.0, "0.00"), (float("nan"), "-"), (1e-7, "1e-07")],
+)  # fmt: skip
+def test_scores_have_three_digits(value: float, text: str) -> None:
+    assert significant(value) == text

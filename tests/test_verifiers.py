@@ -19,7 +19,11 @@ from verifiers import VERIFIERS, build_verifier, verifier_class
 from verifiers.base import BaseVerifier, Chosen, Item, Score, metric_name
 
 CLIP = {"model_name": "shapes/models/shapes-clip"}
-OPTIONS = {"clip": CLIP}
+MEMBERS = [{"name": "clip", **CLIP}, {"name": "shapes_oracle", "weight": 2}]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "clip": CLIP,
+    "ensemble": {"combine": "weighted", "verifiers": MEMBERS},
+}
 
 
 def pictures(n: int, size: int = 128) -> list[Image.Image]:
@@ -175,6 +179,6 @@ def test_what_is_no_number_is_no_score(answer: Score) -> None:
     assert math.isnan(score.value) and score.status != "ok" and score.explanation
 
 
-def test__a_verifier_that_loses_an_item_is_caught() -> None:
+def test_a_verifier_that_loses_an_item_is_caught() -> None:
     with pytest.raises(AssertionError, match="answered 1 of 2"):
         Chosen(Canned((Score.of(a=1.0, b=1.0),)), "canned", "a").score([Item(None, "")] * 2)

@@ -13,6 +13,7 @@ from verifiers.keyframes import Keyframes
 
 VERIFIERS = {
     "clip": "verifiers.clip:ClipScore",
+    "ensemble": "verifiers.ensemble:Ensemble",
     "shapes_oracle": "verifiers.shapes_oracle:ShapesOracle",
 }
 
@@ -62,8 +63,15 @@ def default_metric(name: str) -> str:
     return "overall_score" if "overall_score" in known else known[0]
 
 
-def build_verifier(name: str, metric: Metric, options: Mapping[str, Any]) -> Chosen:
-    """A verifier with its options checked and its metric chosen; nothing is loaded yet."""
+def build_verifier(name: str, metric: Metric | None, options: Mapping[str, Any]) -> Chosen:
+    """A verifier ready to be loaded: its options, packages, keys and files are checked."""
+    chosen = make_verifier(name, metric, options)
+    chosen.check()
+    return chosen
+
+
+def make_verifier(name: str, metric: Metric | None, options: Mapping[str, Any]) -> Chosen:
+    """A verifier with its options filled in and its metric chosen; nothing outside is looked at."""
     if is_planned(name):
         raise UserError(
             f"The verifier '{name}' is not built yet: choose one of {', '.join(sorted(VERIFIERS))},"
@@ -75,9 +83,7 @@ def build_verifier(name: str, metric: Metric, options: Mapping[str, Any]) -> Cho
     verifier: Any = build(**own)
     if not build.video:
         verifier = Keyframes(verifier, **framing)
-    chosen = Chosen(verifier, name, metric)
-    chosen.check()
-    return chosen
+    return Chosen(verifier, name, metric or default_metric(name))
 
 
 def split_options(build: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

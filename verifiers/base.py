@@ -38,7 +38,7 @@ class Score:
     value: the chosen metric; nan where there is no answer, and then `status` and `explanation`
     say why. aspects: every metric the verifier gives. status: ok, unscored, blocked, truncated,
     invalid_image, nsfw_filtered or failed. details: what else is worth a record (the model that
-    answered, tokens used); JSON-able.
+    answered, tokens used); JSON-able. members: of an ensemble, each member's own score.
     """
 
     value: float
@@ -46,6 +46,7 @@ class Score:
     explanation: str = ""
     status: str = "ok"
     details: Mapping[str, Any] = field(default_factory=dict)
+    members: Mapping[str, Score] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -68,14 +69,20 @@ class Verifier(Protocol):
     metrics: what it gives. needs: packages, keys or weights it cannot do without, in words.
     explains: its records carry an explanation beside the score. video: it takes a whole video;
     one that does not is shown keyframes. preview_noise: the share of noise at which it wants a
-    preview of each finished candidate; None for no preview.
+    preview of each finished candidate; None for no preview. pooled: its scores' values depend on
+    the other candidates of the prompt, and `pool_values` tells them.
     """
 
     metrics: ClassVar[tuple[str, ...]]
     needs: ClassVar[str]
     explains: ClassVar[bool]
     video: ClassVar[bool]
-    preview_noise: float | None
+
+    @property
+    def preview_noise(self) -> float | None: ...
+
+    @property
+    def pooled(self) -> bool: ...
 
     def check(self) -> None:
         """Raise `UserError` for options that cannot work; loads nothing."""
@@ -86,6 +93,12 @@ class Verifier(Protocol):
     def score(self, items: Sequence[Item]) -> list[Score]:
         """A score for each item, in order; one bad item costs its own score and no other."""
 
+    def pool_values(self, pool: Sequence[Score]) -> list[float]:
+        """Values of all scores of a prompt so far, as they stand to each other."""
+
+    def chose(self, item: Item) -> None:
+        """A prompt's search ended with this item: for verifiers that judge whole sets."""
+
 
 class BaseVerifier:
     """A verifier with nothing to check and nothing to load."""
@@ -94,12 +107,25 @@ class BaseVerifier:
     needs: ClassVar[str] = ""
     explains: ClassVar[bool] = False
     video: ClassVar[bool] = False
-    preview_noise = None
+
+    @property
+    def preview_noise(self) -> float | None:
+        return None
+
+    @property
+    def pooled(self) -> bool:
+        return False
 
     def check(self) -> None:
         return
 
     def load(self, device: str) -> None:
+        return
+
+    def pool_values(self, pool: Sequence[Score]) -> list[float]:
+        return [score.value for score in pool]
+
+    def chose(self, item: Item) -> None:
         return
 
 
@@ -125,6 +151,20 @@ class Chosen:
     @property
     def explains(self) -> bool:
         return self.verifier.explains
+
+    @property
+    def preview_noise(self) -> float | None:
+        return self.verifier.preview_noise
+
+    @property
+    def pooled(self) -> bool:
+        return self.verifier.pooled
+
+    def pool_values(self, pool: Sequence[Score]) -> list[float]:
+        return self.verifier.pool_values(pool)
+
+    def chose(self, item: Item) -> None:
+        self.verifier.chose(item)
 
     def check(self) -> None:
         self.verifier.check()
