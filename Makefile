@@ -26,7 +26,7 @@ format: $(VENV)/ready
 	$(RUN) -m ruff format .
 
 schema: $(VENV)/ready  ## write configs/schema.json anew
-	$(RUN) -c "from pathlib import Path; from experiment.config import write_schema; write_schema(Path('configs/schema.json'))"
+	$(RUN) -c "from pathlib import Path; from experiment.schema import write_schema; write_schema(Path('configs/schema.json'))"
 
 bench: $(VENV)/ready  ## our loop beside plain diffusers loops
 	$(RUN) -m benchmarks.loop

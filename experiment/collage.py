@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
-from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from experiment.lettering import OMITTED, drawable, fitting_font, font_of, wrapped
 from experiment.records import (
     CandidateRecord,
     PromptKey,
@@ -30,8 +28,6 @@ from utils import significant
 LONGEST_ROW = 8
 LONGEST_SIDE = 16_000
 MOST_PIXELS = 89_000_000  # beyond, Pillow warns of a decompression bomb when the file is opened
-CAPTION_LINES = 4
-OMITTED = "[…]"
 PAPER, INK, FAINT = (255, 255, 255), (24, 24, 27), (113, 113, 122)
 STRIP, STRIP_OPACITY, LABEL = (12, 12, 14), 0.66, (255, 255, 255)
 WINNER = (0, 158, 96)
@@ -126,7 +122,7 @@ def _collage(name: str, records: Sequence[RoundRecord], best: Collection[str]) -
     return Picture(
         name=f"collage_{name}_i@{records[0].search_round}-{records[-1].search_round}.png",
         caption=_caption(records[0].prompt, records[0].key),
-        note=_drawable(f"{_metric(records[0])} of the best of each round"),
+        note=drawable(f"{_metric(records[0])} of the best of each round"),
         tiles=tuple(
             Tile(
                 path=record.image_path,
@@ -164,7 +160,7 @@ def _round_grids(
             yield Picture(
                 name=f"round_{names[key]}_i@{number}.png",
                 caption=_caption(_prompt_of(key, known), key),
-                note=_drawable(
+                note=drawable(
                     f"round {number}: seed and {_metric(known.get(key))}, n={len(candidates)}"
                 ),
                 tiles=tuple(
@@ -303,7 +299,7 @@ def _draw_frame(canvas: Image.Image, box: Box, layout: Layout) -> None:
 
 def _draw_label_below(canvas: Image.Image, box: Box, tile: Tile, layout: Layout) -> None:
     left, _, right, bottom = box
-    font = _fitting_font(tile.label, round(layout.band * 0.7), right - left)
+    font = fitting_font(tile.label, round(layout.band * 0.7), right - left)
     _, top, _, base = font.getbbox("0", anchor="ls")
     ImageDraw.Draw(canvas).text(
         ((left + right) / 2, bottom + layout.band / 2 - (top + base) / 2),
@@ -322,7 +318,7 @@ def _draw_label_inside(canvas: Image.Image, box: Box, tile: Tile) -> None:
     if room < 1:
         return
     size = min(max(14, round((right - left) / 18)), max(4, round((bottom - top) / 2)))
-    font = _fitting_font(tile.label, size, room)
+    font = fitting_font(tile.label, size, room)
     _, above, _, below = font.getbbox("0", anchor="ls")
     width = min(round(font.getlength(tile.label) + font.size * 0.9), room + 2 * inset)
     height = round(below - above + font.size * 0.7)
@@ -354,10 +350,10 @@ def _rounded(width: int, height: int, radius: int, opacity: float) -> Image.Imag
 
 def _head(picture: Picture, layout: Layout) -> Image.Image:
     """The caption and the note, as wide as the picture; the gap below it is the picture's own."""
-    large, small = _font(layout.text), _font(max(12, round(layout.text * 0.75)))
+    large, small = font_of(layout.text), font_of(max(12, round(layout.text * 0.75)))
     room = layout.width - 2 * layout.gap
-    lines = [(line, large, INK) for line in _wrapped(picture.caption, large, room)]
-    lines += [(line, small, FAINT) for line in _wrapped(picture.note, small, room)]
+    lines = [(line, large, INK) for line in wrapped(picture.caption, large, room)]
+    lines += [(line, small, FAINT) for line in wrapped(picture.note, small, room)]
     height = layout.gap // 2 + sum(round(font.size * 1.3) for _, font, _ in lines)
     head = Image.new("RGB", (layout.width, height), PAPER)
     pen, top = ImageDraw.Draw(head), layout.gap // 2
@@ -367,83 +363,7 @@ def _head(picture: Picture, layout: Layout) -> Image.Image:
     return head
 
 
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size=size)
-    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
-    return font
-
-
-def _fitting_font(text: str, size: int, width: float) -> ImageFont.FreeTypeFont:
-    """The font at this size, or at the largest one at which the text is no wider than `width`."""
-    font = _font(size)
-    while font.getlength(text) > width and size > 4:
-        size -= 1
-        font = _font(size)
-    return font
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """The text in a few lines no wider than `width`; an ellipsis stands for what is too much."""
-    lines: list[str] = []
-    rest = text
-    while rest and len(lines) < CAPTION_LINES:
-        last = len(lines) == CAPTION_LINES - 1
-        end = _fitting_length(rest, font, width)
-        if end < len(rest) and last:
-            end = _fitting_length(rest, font, width - font.getlength("…"))
-            lines.append(rest[:end].rstrip() + "…")
-            break
-        if end < len(rest) and " " in rest[: end + 1]:
-            end = rest.rindex(" ", 0, end + 1)
-        lines.append(rest[:end].rstrip())
-        rest = rest[end:].lstrip()
-    return lines
-
-
-def _fitting_length(text: str, font: ImageFont.FreeTypeFont, width: float) -> int:
-    """How many characters fit into the width; at least one, so that wrapping comes to an end."""
-    ends = range(1, len(text) + 1)
-    return max(1, bisect_right(ends, width, key=lambda end: font.getlength(text[:end])))
-
-
 def _caption(prompt: str, key: PromptKey) -> str:
     """What the font can show of a prompt; with its hash where that is not all."""
-    shown = _drawable(prompt)
+    shown = drawable(prompt)
     return f"{shown} (hash {key.hash})" if OMITTED in shown else shown
-
-
-def _drawable(text: str) -> str:
-    """The text in letters that Pillow's own font has: plain Latin ones.
-
-    Accents are dropped, symbols named (`[rocket]`), and stretches in other scripts left out.
-    """
-    plain = "".join(map(_plain, " ".join(text.split())))
-    gaps = re.escape(OMITTED)
-    return re.sub(rf"{gaps}(?:[\W_]*{gaps})*", OMITTED, plain)
-
-
-@cache
-def _plain(character: str) -> str:
-    if _has_glyph(character):
-        return character
-    category = unicodedata.category(character)
-    if category in {"Mn", "Me", "Cf", "Cc", "Sk"}:  # accents, joiners, controls, skin tones
-        return ""
-    if category == "Pd":
-        return "-"
-    for spelling in (unicodedata.normalize("NFKD", character), character.casefold()):
-        if drawn := "".join(filter(_has_glyph, spelling)):
-            return drawn
-    name = unicodedata.name(character, "").lower()
-    letter = re.match(r"latin (small|capital) (?:letter|ligature) ([a-z]{1,2})\b", name)
-    if letter:
-        return letter[2].upper() if letter[1] == "capital" else letter[2]
-    return f"[{name}]" if category == "So" and name else OMITTED
-
-
-@cache
-def _has_glyph(character: str) -> bool:
-    """Whether the font has the character: those it lacks all look like the noncharacter U+FFFF."""
-    font = _font(32)
-    return character == " " or bytes(font.getmask(character)) != bytes(font.getmask("\uffff"))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from experiment.config import load_config, parse_config, schema
+from experiment.config import load_config, parse_config
+from experiment.schema import schema
 from main import main
 from utils import ROOT, UserError
 
