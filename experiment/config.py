@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -64,11 +64,22 @@ class VerifierArgs(Options):
             build = verifiers.verifier_class(self.name)
             own, _ = verifiers.split_options(build, self.options)
             check_options(f"The verifier '{self.name}'", build, own)
+            _check_types(build, own)
         return self
 
     @property
     def metric(self) -> str | dict[str, float]:
         return self.choice_of_metric or verifiers.default_metric(self.name)
+
+
+def _check_types(build: Any, options: Mapping[str, Any]) -> None:
+    """Refuse options whose type is not their field's."""
+    hints = get_type_hints(build)
+    for name, value in options.items():
+        try:
+            TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            raise UserError(sentence(error, f"verifier_args.{name}")) from error
 
 
 class SearchArgs(Options):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
@@ -33,22 +34,28 @@ def schema() -> dict[str, Any]:
 
 def _named(part: dict[str, Any], key: str, classes: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a part that names a class: its own keys, and by name the class's fields."""
-    cases = []
-    for name, registered in sorted(classes.items()):
-        own = TypeAdapter(registered).json_schema()
-        properties = {
-            option: details
-            for option, details in own.get("properties", {}).items()
-            if not option.startswith("_")
+    cases = [
+        {
+            "if": {"properties": {key: {"const": name}}, "required": [key]},
+            "then": {"properties": _options(registered)},
         }
-        cases.append(
-            {
-                "if": {"properties": {key: {"const": name}}, "required": [key]},
-                "then": {"properties": properties},
-            }
-        )
+        for name, registered in sorted(classes.items())
+    ]
     part["properties"][key]["examples"] = sorted(classes)
     return {**part, "allOf": cases}
+
+
+def _options(registered: Any) -> dict[str, Any]:
+    """The schema of each option of a registered class, with its default."""
+    hints = get_type_hints(registered)
+    options = {}
+    for field in dataclasses.fields(registered):
+        if field.init:
+            option = TypeAdapter(hints[field.name]).json_schema()
+            if field.default is not dataclasses.MISSING:
+                option["default"] = field.default
+            options[field.name] = option
+    return options
 
 
 def write_schema(path: Path) -> None:

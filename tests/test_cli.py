@@ -61,6 +61,7 @@ CONFIGS = [
     ({"verifier_args": {"name": "clip", "model_name": "./no/where"}}, "no checkpoint './no/where'"),
     ({"verifier_args": {"name": "gemini"}}, "'gemini' is not built yet"),
     ({"verifier_args": {"name": "no.such:Thing"}}, "cannot be imported"),
+    ({"verifier_args": {"name": "clip", "batch_size": "big"}}, "verifier_args.batch_size", '"big"'),
     ({"judges": [{"name": "clipp"}]}, "did you mean 'clip'"),
     ({"search_args": {"search_method": "randm"}}, "did you mean 'random'"),
     ({"search_args": {"search_method": "zzz"}}, "known: random, zero-order"),
@@ -232,7 +233,8 @@ def test_help_imports_nothing_heavy_and_is_quick() -> None:
 def test_a_dry_run_imports_no_models(config: str) -> None:
     code = (
         "import sys, main\n"
-        f"code = main.main(['--dry_run', '--prompt=x', '--pipeline_config_path=configs/{config}'])\n"
+        "flags = ['--dry_run', '--prompt=x']\n"
+        f"code = main.main([*flags, '--pipeline_config_path=configs/{config}'])\n"
         "models = [m for m in sys.modules if m.startswith(('diffusers.models', 'transformers'))]\n"
         "print('CODE', code, models)"
     )

@@ -1,4 +1,4 @@
-"""Every config in the repository, and every one that tt-scale-flux has, loads and can be planned."""
+"""Every config in the repository, and every one of tt-scale-flux's, loads and can be planned."""
 
 from __future__ import annotations
 
