@@ -46,6 +46,14 @@ class Evaluated:
         return self.step == self.steps
 
 
+@dataclass(frozen=True)
+class Preview:
+    """Pictures of clean estimates late in sampling, and the rows denoised to get there."""
+
+    media: Sequence[Any] = ()
+    rows: int = 0
+
+
 Keep = Callable[[Rollout, Sequence[Evaluated]], None]
 
 
@@ -97,19 +105,21 @@ class Evaluator:
     def _batch(self, rollout: Rollout, start: Candidates) -> tuple[Tensor, list[Evaluated], Cost]:
         started = time.monotonic()
         n = len(start)
-        latents, clean, rows = self._denoise(rollout, start)
         final = rollout.until == self._space.steps
+        early, before = self._previewed(rollout, start)
+        latents, clean, rows = self._denoise(rollout, early)
+        rows += before.rows
         scores = [Score(math.nan, status="unscored")] * n
         media: list[Any] = [None] * n
         if rollout.score:
             decoded, finite = self._decode(latents if final else clean, start.seeds)
-            scores = self._judge(decoded, finite)
+            scores = self._judge(decoded, finite, before.media or [None] * n)
             media = decoded.media
         seconds = time.monotonic() - started
         cost = Cost(
             nfe=nfe_each(rollout) * n,
             rows=rows,
-            decodes=n if rollout.score else 0,
+            decodes=(n if rollout.score else 0) + len(before.media),
             verifications=n if rollout.score else 0,
             seconds=seconds,
         )
@@ -130,6 +140,23 @@ class Evaluator:
         pool |= {entry.id: entry.score for entry in entries}
         places = self._verifier.pool_values(list(pool.values()))
         self.values |= dict(zip(pool, places, strict=True))
+
+    def _previewed(self, rollout: Rollout, start: Candidates) -> tuple[Candidates, Preview]:
+        """Candidates that will be finished, at the step whose clean estimate the verifier wants
+        to see beside the finished picture; others as they are."""
+        at = self._preview_step
+        wanted = rollout.score and rollout.until == self._space.steps
+        if at is None or not wanted or start.step >= at:
+            return start, Preview()
+        latents, clean, rows = self._denoise(replace(rollout, until=at), start)
+        decoded, _ = self._decode(clean, start.seeds)
+        return replace(start, latents=latents, step=at), Preview(decoded.media, rows)
+
+    @property
+    def _preview_step(self) -> int | None:
+        """The step after which the share of noise first falls below what the verifier names."""
+        share = self._verifier.preview_noise
+        return None if share is None else self._space.step_below(share)
 
     def _denoise(self, rollout: Rollout, start: Candidates) -> tuple[Tensor, Tensor, int]:
         """Latents at `until`, the clean estimate there, and rows denoised on the way."""
@@ -153,14 +180,16 @@ class Evaluator:
         )
         return decoded, finite
 
-    def _judge(self, decoded: Decoded, finite: Sequence[bool]) -> list[Score]:
+    def _judge(
+        self, decoded: Decoded, finite: Sequence[bool], previews: Sequence[Any]
+    ) -> list[Score]:
         """A score for each picture; those that are none are not shown to the verifier."""
         faults = [
             _fault(m, ok, filtered)
             for m, ok, filtered in zip(decoded.media, finite, decoded.filtered, strict=True)
         ]
         sound = [i for i, fault in enumerate(faults) if fault is None]
-        items = [Item(decoded.media[i], self._prompt.text) for i in sound]
+        items = [Item(decoded.media[i], self._prompt.text, previews[i]) for i in sound]
         scored = iter(self._verifier.score(items) if items else [])
         return [fault if fault is not None else next(scored) for fault in faults]
 

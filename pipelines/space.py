@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -73,6 +74,12 @@ class LatentSpace:
         return Candidates(
             copies.latents, copies.step, seeds, copies.noise_scale, parents=copies.parents
         )
+
+    def step_below(self, share: float) -> int:
+        """The first step between start and end at which noise / (signal + noise) is below this."""
+        inner = range(1, self.steps)
+        shares = {k: self._levels[k].noise / sum(astuple(self._levels[k])) for k in inner}
+        return next((k for k in inner if shares[k] < share), self.steps - 1)
 
     def spatial(self, latents: Tensor) -> Tensor:
         return self._denoiser.layout(self._prompt).spatial(latents)

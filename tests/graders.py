@@ -49,3 +49,22 @@ class Falling(BaseVerifier):
             self.count -= 1
             scores.append(Score.of("worse than the last", falling=float(self.count)))
         return scores
+
+
+@dataclass
+class Settled(BaseVerifier):
+    """How little a picture has changed since it was nearly done, and its preview's brightness."""
+
+    noise: float = 0.3
+    metrics: ClassVar[tuple[str, ...]] = ("settled", "early")
+
+    @property
+    def preview_noise(self) -> float:
+        return self.noise
+
+    def score(self, items: Sequence[Item]) -> list[Score]:
+        scores = []
+        for item in items:
+            early, late = (np.asarray(x, dtype=np.float64) for x in (item.preview, item.media))
+            scores.append(Score.of(settled=-float(abs(early - late).mean()), early=early.mean()))
+        return scores

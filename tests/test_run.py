@@ -248,6 +248,21 @@ def test_previews_are_scored_recorded_and_never_win(tmp_path: Path) -> None:
     assert len(list(folder.glob("*.png"))) == 2
 
 
+def test_a_verifier_may_ask_for_a_preview_of_each_finished_image(tmp_path: Path) -> None:
+    """At no NFE of its own, and without changing the images."""
+    search = {"search_method": "random", "search_rounds": 2}
+    call = {**config()["pipeline_call_args"], "num_inference_steps": 6}
+    common = {"search_args": search, "pipeline_call_args": call}
+    grader = {"name": "tests.graders:Settled"}
+    late = ran(tmp_path / "late", verifier_args={**grader, "noise": 0.3}, **common)
+    soon = ran(tmp_path / "soon", verifier_args={**grader, "noise": 0.9}, **common)
+    plain = ran(tmp_path / "plain", **common)
+    for row, other, same in zip(rows_of(late), rows_of(soon), rows_of(plain), strict=True):
+        assert row["score"] > other["score"]  # nearer its end a picture changes less
+        assert row["nfe"] == row["rows"] == same["nfe"] == 6
+        assert (late / row["path"]).read_bytes() == (plain / same["path"]).read_bytes()
+
+
 HARD = [
     "a red circle 🎨🔥",
     "quotes \" and ' and `",
