@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -326,3 +329,35 @@ def test_search_finds_what_a_single_image_misses(tmp_path: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())["prompts"]
     best = [right({**p["best"], "prompt": p["prompt"]}) for p in summary]
     assert sum(best) >= sum(first) + 2  # measured on 48 prompts: half right at first, 4 in 5 after
+
+
+SHORT = [
+    "--pipeline_config_path=configs/shapes_flux.json",
+    "--prompt=a red circle",
+    "--set=pipeline_call_args.num_inference_steps=2",
+    "--set=search_args.search_rounds=2",
+]
+
+
+@pytest.mark.slow
+def test_a_terminal_sees_progress_and_a_pipe_does_not(tmp_path: Path) -> None:
+    command = [sys.executable, "main.py", *SHORT, f"--output_dir={tmp_path}"]
+    piped = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "NFE/s" not in piped.stderr and "%|" not in piped.stderr
+    assert "round 2" in piped.stdout
+
+    ours, theirs = os.openpty()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs) as child:
+        os.close(theirs)
+        seen = b""
+        while chunk := _read(ours):
+            seen += chunk
+    assert child.returncode == 0
+    assert b"NFE" in seen and b"best=" in seen and b"prompts: 100%" in seen
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # the other end has closed
+        return b""
