@@ -20,6 +20,7 @@ from pipelines.loading import (
     hush,
     load_pipeline,
     refuse_reserved,
+    refuse_videos,
 )
 from pipelines.space import LatentSpace
 from search.core import Rollout
@@ -46,6 +47,7 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
     verifier = _built(config.verifier_args)
     judges = _numbered([_built(judge) for judge in config.judges])
     check_call_args(planned.checkpoint, config.pipeline_call_args)
+    refuse_videos(planned.checkpoint)
     refuse_cuts(config, planned.checkpoint)
     device = choose_device(config.engine_args.device)
 

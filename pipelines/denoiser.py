@@ -110,14 +110,19 @@ class Denoiser:
     def layout(self, prompt: str) -> Layout:
         """How the loop's latents at step 0 are a permutation of spatial noise."""
         if self._layout is None:
+            if self.draw(prompt, [0]).step:
+                raise UserError("A pipeline that starts from an image has no noise to lay out.")
             with index_noise(self.pipe) as digits:
                 self._layout = digits.read(lambda: self.draw(prompt, [0]).latents)
         return self._layout
 
-    def schedule(self, prompt: str) -> tuple[Level, ...]:
-        """Signal and noise level before each step and after the last (so one more than steps)."""
-        seen = self._run(prompt, Stretch(0, None, None, (0,)), halt_at_forward=True)
-        return levels(seen.scheduler)
+    def schedule(self, prompt: str, rows: int = 1) -> tuple[Level, ...]:
+        """Signal and noise level before each step and after the last (so one more than steps).
+
+        rows: the batch size at which the prompt is encoded on the way, and remembered.
+        """
+        stretch = Stretch(0, None, None, (0,) * rows)
+        return levels(self._run(prompt, stretch, halt_at_forward=True).scheduler)
 
     def _guided(self, factor: float) -> dict[str, float]:
         """The call arguments that scale guidance by a factor; none for a factor of 1."""
@@ -163,8 +168,9 @@ class Denoiser:
         }
         if "prompt" in self._accepts:
             arguments["prompt"] = [prompt] * n
-        if "class_labels" in arguments and not isinstance(arguments["class_labels"], list):
-            arguments["class_labels"] = [arguments["class_labels"]] * n
+        if "class_labels" in arguments:
+            labels = arguments["class_labels"]
+            arguments["class_labels"] = (labels if isinstance(labels, list) else [labels]) * n
         if "output_type" in self._accepts:
             arguments["output_type"] = "pil"
         arguments["generator"] = [torch.Generator("cpu").manual_seed(s) for s in seeds]

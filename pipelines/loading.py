@@ -62,26 +62,42 @@ def _local_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def check_call_args(checkpoint: str, call_args: Mapping[str, Any]) -> None:
-    """Refuse call arguments that the checkpoint's pipeline does not take; loads no weights."""
+def pipeline_class(checkpoint: str) -> Any:
+    """The diffusers class that the checkpoint asks for; loads no weights."""
     import diffusers
 
     name = pipeline_index(checkpoint).get("_class_name", "")
-    pipeline_class = getattr(diffusers, name, None)
-    if pipeline_class is None:
+    found = getattr(diffusers, name, None)
+    if found is None:
         known = [n for n in dir(diffusers) if n.endswith("Pipeline")]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" (the nearest is {near[0]})" if near else ""
         raise UserError(f"'{checkpoint}' asks for a {name}, which diffusers does not have{hint}.")
-    accepted = inspect.signature(pipeline_class.__call__).parameters
+    return found
+
+
+def check_call_args(checkpoint: str, call_args: Mapping[str, Any]) -> None:
+    """Refuse call arguments that the checkpoint's pipeline does not take; loads no weights."""
+    asked = pipeline_class(checkpoint)
+    accepted = inspect.signature(asked.__call__).parameters
     if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         return
     for argument in call_args:
         if argument not in accepted:
             raise UserError(
-                f"{name} takes no call argument '{argument}':"
+                f"{asked.__name__} takes no call argument '{argument}':"
                 f" {did_you_mean(argument, set(accepted) - {'self', *RESERVED})}"
             )
+
+
+def refuse_videos(checkpoint: str) -> None:
+    """Refuse a pipeline that makes videos, which cannot be written yet; loads no weights."""
+    asked = pipeline_class(checkpoint)
+    if "num_frames" in inspect.signature(asked.__call__).parameters:
+        raise UserError(
+            f"{asked.__name__} makes videos, which cannot be written yet: it can be planned with"
+            " --dry_run, but not run."
+        )
 
 
 def local_steps(checkpoint: str, inference_steps: int) -> int | None:

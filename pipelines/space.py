@@ -39,7 +39,7 @@ class LatentSpace:
         self._batches = lambda n: spans(n, batch_size)
         self._prompt = prompt
         self._key = (run_seed, digest(prompt), occurrence)
-        self._levels: tuple[Level, ...] = denoiser.schedule(prompt)
+        self._levels: tuple[Level, ...] = denoiser.schedule(prompt, batch_size)
         self._next = 0
         self.steps = len(self._levels) - 1
         self.rng = torch.Generator().manual_seed(seed_of(*self._key, "rng"))
