@@ -24,7 +24,7 @@ import search
 import verifiers
 from search.ledger import Budget
 from utils import UserError, check_options, did_you_mean, find_path
-from verifiers.base import check_metric
+from verifiers.base import Chosen, Metric
 
 DEFAULT_ROUNDS = 4
 DEFAULT_PROMPT_FILE = "prompts_open_image_pref_v1.txt"
@@ -57,19 +57,20 @@ class VerifierArgs(Options):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        known = verifiers.metrics_of(self.name)
-        if self.choice_of_metric is not None:
-            check_metric(self.name, known, self.choice_of_metric)
-        if not verifiers.is_planned(self.name):
-            build = verifiers.verifier_class(self.name)
-            own, _ = verifiers.split_options(build, self.options)
-            check_options(f"The verifier '{self.name}'", build, own)
-            _check_types(build, own)
+        build = verifiers.verifier_class(self.name)
+        own, _ = verifiers.split_options(build, self.options)
+        check_options(f"The verifier '{self.name}'", build, own)
+        _check_types(build, own)
+        self.make()
         return self
 
+    def make(self) -> Chosen:
+        """The verifier, its packages, keys and files not looked at yet."""
+        return verifiers.make_verifier(self.name, self.choice_of_metric, self.options)
+
     @property
-    def metric(self) -> str | dict[str, float]:
-        return self.choice_of_metric or verifiers.default_metric(self.name)
+    def metric(self) -> Metric:
+        return self.make().metric
 
 
 def _check_types(build: Any, options: Mapping[str, Any]) -> None:

@@ -73,6 +73,8 @@ class Evaluator:
         batch_size: int,
         keep: Keep,
         values: dict[int, float],
+        *,
+        low_memory: bool = False,
     ) -> None:
         self._denoiser = denoiser
         self._verifier = verifier
@@ -81,6 +83,7 @@ class Evaluator:
         self._batch_size = batch_size
         self._keep = keep
         self.values = values
+        self._low_memory = low_memory
         self._pools: dict[int, dict[int, Score]] = {}  # by step: ids and their scores
 
     def __call__(self, rollout: Rollout) -> tuple[Scored, Cost]:
@@ -189,8 +192,11 @@ class Evaluator:
             for m, ok, filtered in zip(decoded.media, finite, decoded.filtered, strict=True)
         ]
         sound = [i for i, fault in enumerate(faults) if fault is None]
-        items = [Item(decoded.media[i], self._prompt.text, previews[i]) for i in sound]
+        text, label = self._prompt.text, self._denoiser.label
+        items = [Item(decoded.media[i], text, previews[i], label) for i in sound]
         scored = iter(self._verifier.score(items) if items else [])
+        if self._low_memory:
+            self._verifier.offload()
         return [fault if fault is not None else next(scored) for fault in faults]
 
     def _entry(

@@ -19,13 +19,21 @@ def listing() -> str:
         content = json.loads(path.read_text(encoding="utf-8"))
         if "pretrained_model_name_or_path" in content:
             lines.append(_line(f"configs/{path.name}", content["pretrained_model_name_or_path"]))
-    lines += ["", "verifiers", *_named(verifiers.VERIFIERS, verifiers.verifier_class)]
+    lines += ["", "verifiers"]
+    for name in sorted(verifiers.VERIFIERS):
+        lines += _verifier(name, verifiers.verifier_class(name))
     lines += ["", "search methods", *_named(search.SEARCHES, search.search_class)]
     return "\n".join(lines)
 
 
 def _named(table: Mapping[str, str], find: Callable[[str], Any]) -> list[str]:
     return [_line(name, _summary(find(name))) for name in sorted(table)]
+
+
+def _verifier(name: str, build: Any) -> list[str]:
+    """A verifier, its metrics, and what it needs."""
+    lines = [_line(name, _summary(build)), _line("", "metrics: " + ", ".join(build.metrics))]
+    return lines + ([_line("", f"needs: {build.needs}")] if build.needs else [])
 
 
 def _summary(described: Any) -> str:

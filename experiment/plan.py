@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import verifiers
 from experiment.config import ExperimentConfig, VerifierArgs
 from experiment.prompts import Prompt
 from pipelines.loading import load_scheduler, local_steps, pipeline_index
@@ -213,9 +212,13 @@ class _Nowhere:
 
 
 def _named(args: VerifierArgs) -> str:
-    note = "; not built yet, so this can be planned but not run"
-    planned = verifiers.is_planned(args.name)
-    return f"{args.name} by {metric_name(args.metric)}{note if planned else ''}"
+    """The verifier and its metric, and what is still missing for it to run."""
+    made = args.make()
+    try:
+        made.check()
+    except UserError as error:
+        return f"{args.name} by {metric_name(made.metric)}; to run: {error}"
+    return f"{args.name} by {metric_name(made.metric)}"
 
 
 def _described(config: ExperimentConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,6 @@ from search.core import Rollout
 from search.ledger import Cost, Ledger
 from search.play import play
 from utils import find_checkpoint, json_number, significant
-from verifiers import build_verifier
 from verifiers.base import Chosen, Item
 
 BATCH_SIZE = 8  # per image 0.29 s at 1, 0.15 s at 8, 0.17 s at 16 (bundled FLUX, 2 cores)
@@ -61,7 +61,9 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
     batch_size = _batch_size(config, denoiser)
     store = RunStore.create(output_dir, config)
     store.write_json("config.json", _saved(config, batch_size))
-    store.write_json("manifest.json", manifest(pipe, planned.checkpoint, device))
+    ran_on = manifest(pipe, planned.checkpoint, device)
+    ran_on["rubrics"] = {judge.name: judge.rubric_hash for judge in (verifier, *judges.values())}
+    store.write_json("manifest.json", ran_on)
     print(f"Results go to {store.folder}", flush=True)
     experiment = Experiment(config, denoiser, verifier, judges, store, planned, batch_size)
     experiment.run()
@@ -69,7 +71,9 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
 
 
 def _built(args: VerifierArgs) -> Chosen:
-    return build_verifier(args.name, args.metric, args.options)
+    made = args.make()
+    made.check()
+    return made
 
 
 def _numbered(judges: Sequence[Chosen]) -> dict[str, Chosen]:
@@ -155,6 +159,7 @@ class Experiment:
             outcome = self.search(prompt)
             outcomes.append(outcome)
             tqdm.write(report(outcome))
+            sys.stdout.flush()  # a log file is read while the run goes on
         total = sum((outcome.spent for outcome in outcomes), Cost())
         self.store.write_summary(
             {"prompts": [outcome.summary() for outcome in outcomes], "total": _cost(total)}
@@ -178,13 +183,21 @@ class Experiment:
                 bar.set_postfix(best=significant(book.value(book.best)), refresh=False)
 
             evaluator = Evaluator(
-                self.denoiser, self.verifier, prompt, space, self.batch_size, keep, values
+                self.denoiser,
+                self.verifier,
+                prompt,
+                space,
+                self.batch_size,
+                keep,
+                values,
+                low_memory=config.use_low_gpu_vram,
             )
             for _ in play(config.search_args.build(), space, evaluator, ledger, config.rounds):
                 pass
         book.close()
         if book.best is not None and book.best.path is not None:
-            item = Item(self.store.read_image(book.best.path), prompt.text)
+            image = self.store.read_image(book.best.path)
+            item = Item(image, prompt.text, label=self.denoiser.label)
             for judge in (self.verifier, *self.judges.values()):
                 judge.chose(item)
         return Outcome(prompt, book, ledger.spent)

@@ -69,6 +69,12 @@ class Denoiser:
     def video(self) -> bool:
         return "num_frames" in self._accepts
 
+    @property
+    def label(self) -> str | None:
+        """The class asked for, where the pipeline is class-conditional."""
+        labels = self.call_args.get("class_labels")
+        return None if labels is None else str(labels[0] if isinstance(labels, list) else labels)
+
     def draw(self, prompt: str, seeds: Sequence[int]) -> Drawn:
         """The noise plain diffusers would start from with a CPU generator for each seed.
 

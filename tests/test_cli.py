@@ -24,6 +24,8 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     def loads(*_: Any, **__: Any) -> None:
         raise AssertionError("something was loaded")
 
+    for key in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(key, raising=False)
     monkeypatch.setattr("experiment.runner.load_pipeline", loads)
     monkeypatch.setattr("verifiers.base.Chosen.load", loads)
     monkeypatch.setattr("experiment.store.RunStore.create", loads)
@@ -59,9 +61,18 @@ CONFIGS = [
     ({"verifier_args": {"name": "clip", "choice_of_metric": "x"}}, "no metric 'x'", "clip_score"),
     ({"verifier_args": {"name": "clip", "modelname": "x"}}, "did you mean 'model_name'"),
     ({"verifier_args": {"name": "clip", "model_name": "./no/where"}}, "no checkpoint './no/where'"),
-    ({"verifier_args": {"name": "gemini"}}, "'gemini' is not built yet"),
+    ({"verifier_args": {"name": "gemini"}}, "needs a key", "GEMINI_API_KEY"),
     ({"verifier_args": {"name": "no.such:Thing"}}, "cannot be imported"),
     ({"verifier_args": {"name": "clip", "batch_size": "big"}}, "verifier_args.batch_size", '"big"'),
+    ({"verifier_args": {"name": "gemini", "api_key": "s3cret"}}, "no option 'api_key'"),
+    ({"verifier_args": {"name": "openai"}}, "OPENAI_API_KEY"),
+    ({"verifier_args": {"name": "qwen", "model_name": "./none"}}, "no checkpoint './none'"),
+    ({"verifier_args": {"name": "http"}}, "url"),
+    (
+        {"verifier_args": {"name": "http", "metrics": ["a"], "choice_of_metric": "b"}},
+        "no metric 'b'",
+    ),
+    ({"verifier_args": {"name": "ensemble"}}, "needs members"),
     ({"judges": [{"name": "clipp"}]}, "did you mean 'clip'"),
     ({"search_args": {"search_method": "randm"}}, "did you mean 'random'"),
     ({"search_args": {"search_method": "zzz"}}, "known: random, zero-order"),

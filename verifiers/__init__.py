@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -12,25 +12,23 @@ from verifiers.base import Chosen, Metric
 from verifiers.keyframes import Keyframes
 
 VERIFIERS = {
+    "classifier": "verifiers.classifier:Classifier",
     "clip": "verifiers.clip:ClipScore",
+    "contrast": "verifiers.contrast:Contrast",
     "ensemble": "verifiers.ensemble:Ensemble",
+    "fid": "verifiers.fid:Fid",
+    "gemini": "verifiers.gemini:Gemini",
+    "hpsv2": "verifiers.hpsv2:Hpsv2",
+    "http": "verifiers.http:HttpScorer",
+    "image_reward": "verifiers.image_reward:ImageReward",
+    "inception_score": "verifiers.inception_score:InceptionScore",
+    "laion_aesthetic": "verifiers.aesthetic:LaionAesthetic",
+    "openai": "verifiers.openai_compatible:OpenAICompatible",
+    "pickscore": "verifiers.pickscore:PickScore",
+    "qwen": "verifiers.qwen:Qwen",
+    "self_similarity": "verifiers.self_similarity:SelfSimilarity",
     "shapes_oracle": "verifiers.shapes_oracle:ShapesOracle",
-}
-
-_RUBRIC = (
-    "accuracy_to_prompt",
-    "creativity_and_originality",
-    "visual_quality_and_realism",
-    "consistency_and_cohesion",
-    "emotional_or_thematic_resonance",
-    "overall_score",
-)
-
-PLANNED = {  # legal in a config, so that existing configs can be planned; cannot run yet
-    "gemini": _RUBRIC,
-    "openai": _RUBRIC,
-    "qwen": _RUBRIC,
-    "laion_aesthetic": ("laion_aesthetic_score",),
+    "vqa": "verifiers.vqa:Vqa",
 }
 
 
@@ -38,29 +36,12 @@ def verifier_class(name: str) -> Any:
     """The verifier of this name, or the user's own at "package.module:Class"."""
     path = VERIFIERS.get(name, name)
     if ":" not in path:
-        known = {**VERIFIERS, **PLANNED}
-        raise UserError(f"There is no verifier '{name}': {did_you_mean(name, known)}")
+        raise UserError(f"There is no verifier '{name}': {did_you_mean(name, VERIFIERS)}")
     module, _, attribute = path.partition(":")
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"The verifier '{name}' cannot be imported: {error}.") from error
-
-
-def is_planned(name: str) -> bool:
-    """Whether this verifier can be named but not run yet."""
-    return name in PLANNED and name not in VERIFIERS
-
-
-def metrics_of(name: str) -> tuple[str, ...]:
-    """The metrics a verifier gives."""
-    return PLANNED[name] if is_planned(name) else tuple(verifier_class(name).metrics)
-
-
-def default_metric(name: str) -> str:
-    """The metric searched by when none is chosen: the overall score, or the first there is."""
-    known = metrics_of(name)
-    return "overall_score" if "overall_score" in known else known[0]
 
 
 def build_verifier(name: str, metric: Metric | None, options: Mapping[str, Any]) -> Chosen:
@@ -72,18 +53,18 @@ def build_verifier(name: str, metric: Metric | None, options: Mapping[str, Any])
 
 def make_verifier(name: str, metric: Metric | None, options: Mapping[str, Any]) -> Chosen:
     """A verifier with its options filled in and its metric chosen; nothing outside is looked at."""
-    if is_planned(name):
-        raise UserError(
-            f"The verifier '{name}' is not built yet: choose one of {', '.join(sorted(VERIFIERS))},"
-            " or plan the run with --dry_run."
-        )
     build = verifier_class(name)
     own, framing = split_options(build, options)
     check_options(f"The verifier '{name}'", build, own)
     verifier: Any = build(**own)
     if not build.video:
         verifier = Keyframes(verifier, **framing)
-    return Chosen(verifier, name, metric or default_metric(name))
+    return Chosen(verifier, name, metric or default_metric(verifier.metrics))
+
+
+def default_metric(metrics: Sequence[str]) -> str:
+    """The metric searched by when none is chosen: the overall score, or the first there is."""
+    return "overall_score" if "overall_score" in metrics else metrics[0]
 
 
 def split_options(build: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

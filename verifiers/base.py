@@ -99,6 +99,13 @@ class Verifier(Protocol):
     def chose(self, item: Item) -> None:
         """A prompt's search ended with this item: for verifiers that judge whole sets."""
 
+    def offload(self) -> None:
+        """Leave the device until the next score, so that the pipeline has it to itself."""
+
+    @property
+    def rubric_hash(self) -> str | None:
+        """Names the question that a grader asks; None for a verifier that asks none."""
+
 
 class BaseVerifier:
     """A verifier with nothing to check and nothing to load."""
@@ -127,6 +134,13 @@ class BaseVerifier:
 
     def chose(self, item: Item) -> None:
         return
+
+    def offload(self) -> None:
+        return
+
+    @property
+    def rubric_hash(self) -> str | None:
+        return None
 
 
 @runtime_checkable
@@ -165,6 +179,13 @@ class Chosen:
 
     def chose(self, item: Item) -> None:
         self.verifier.chose(item)
+
+    def offload(self) -> None:
+        self.verifier.offload()
+
+    @property
+    def rubric_hash(self) -> str | None:
+        return self.verifier.rubric_hash
 
     def check(self) -> None:
         self.verifier.check()

@@ -4,10 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from utils import UserError, find_checkpoint
+import torch
+
+from utils import find_checkpoint
 from verifiers.base import BaseVerifier, Item, Score
+from verifiers.batches import check_model_options, score_batches, tokenize
+from verifiers.checkpoints import clip_processor_of, from_pretrained, tokenizer_of
+from verifiers.pixels import as_processor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model with its tokenizer and image processor, on a device."""
+
+    model: Any
+    tokenizer: Any
+    processor: Any
+    device: str
+
+    @classmethod
+    def load(cls, model_name: str, processor_name: str, dtype: str, device: str) -> Clip:
+        from transformers import CLIPModel
+
+        model = from_pretrained(CLIPModel, model_name, dtype).to(device)
+        return cls(model, tokenizer_of(processor_name), clip_processor_of(processor_name), device)
+
+    def prepare(self, image: Image) -> Tensor:  # [3, side, side]
+        """The published preprocessing, in PIL."""
+        made = self.processor(images=[image.convert("RGB")], return_tensors="pt")
+        pixels: Tensor = made.pixel_values[0]
+        return pixels
+
+    def prepare_pixels(self, pixels: Tensor) -> Tensor:  # [n, 3, side, side]
+        """The same on pixels in [0, 1], differentiable; `pixels.TOLERANCE` apart."""
+        return as_processor(self.processor).pixels(pixels)
+
+    def cosines(self, prepared: Tensor, prompts: Sequence[str]) -> Tensor:  # [n]
+        # `pooler_output` is the projected embedding already, since transformers 5.
+        image = self.model.get_image_features(
+            prepared.to(self.device, self.model.dtype)
+        ).pooler_output
+        return torch.cosine_similarity(image.float(), self._texts(prompts).float())
+
+    def scaled_cosines(self, prepared: Tensor, prompts: Sequence[str]) -> Tensor:  # [n]
+        """The model's own logits: exp(logit_scale) * cosine."""
+        scale: Tensor = self.model.logit_scale.float().exp()
+        return scale * self.cosines(prepared, prompts)
+
+    def _texts(self, prompts: Sequence[str]) -> Tensor:  # [n, width]
+        """Embeddings of the prompts; a search asks about one prompt many times over."""
+        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+        longest = self.model.config.text_config.max_position_embeddings
+        tokens = tokenize(self.tokenizer, list(places), longest, padding=True).to(self.device)
+        embeddings: Tensor = self.model.get_text_features(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        ).pooler_output
+        return embeddings[[places[prompt] for prompt in prompts]]
 
 
 @dataclass
@@ -24,58 +82,27 @@ class ClipScore(BaseVerifier):
     dtype: str = "fp32"
 
     metrics: ClassVar[tuple[str, ...]] = ("clip_score",)
+    needs: ClassVar[str] = "the weights of a CLIP model"
 
-    _model: Any = field(default=None, init=False, repr=False)
-    _processor: Any = field(default=None, init=False, repr=False)
-    _device: str = field(default="cpu", init=False, repr=False)
+    _clip: Any = field(default=None, init=False, repr=False)
 
     def check(self) -> None:
         find_checkpoint(self.model_name)
-        if self.batch_size < 1:
-            raise UserError(f"verifier_args.batch_size must be at least 1, not {self.batch_size}.")
-        if self.dtype not in ("fp32", "fp16", "bf16"):
-            raise UserError(f"verifier_args.dtype is fp32, fp16 or bf16, not '{self.dtype}'.")
+        check_model_options(self.batch_size, self.dtype)
 
     def load(self, device: str) -> None:
-        import torch
-        from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
-
-        dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-        checkpoint = find_checkpoint(self.model_name)
-        try:
-            model = CLIPModel.from_pretrained(checkpoint, dtype=dtypes[self.dtype])
-            self._tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-            self._processor = CLIPImageProcessorPil.from_pretrained(checkpoint)
-        except OSError as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise UserError(f"The CLIP model '{checkpoint}' cannot be loaded: {reason}.") from error
-        self._model = model.to(device).eval()
-        self._device = device
+        self._clip = Clip.load(self.model_name, self.model_name, self.dtype, device)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        scores = []
-        for begin in range(0, len(items), self.batch_size):
-            batch = items[begin : begin + self.batch_size]
-            cosines = self._cosines([item.media for item in batch], [i.prompt for i in batch])
-            scores += [Score.of(clip_score=cosine) for cosine in cosines]
-        return scores
-
-    def _cosines(self, images: list[Any], prompts: list[str]) -> list[float]:
-        import torch
-
-        pixels = self._processor(images=[i.convert("RGB") for i in images], return_tensors="pt")
-        longest = self._model.config.text_config.max_position_embeddings
-        texts = self._tokenizer(
-            prompts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        return score_batches(
+            items,
+            batch_size=self.batch_size,
+            metric=self.metrics[0],
+            prepare=self._clip.prepare,
+            judge=self._clip.cosines,
         )
-        with torch.no_grad():
-            # `pooler_output` is the projected embedding already, since transformers 5.
-            image = self._model.get_image_features(
-                pixels.pixel_values.to(self._device, self._model.dtype)
-            ).pooler_output
-            text = self._model.get_text_features(
-                input_ids=texts.input_ids.to(self._device),
-                attention_mask=texts.attention_mask.to(self._device),
-            ).pooler_output
-        cosines: list[float] = torch.cosine_similarity(image.float(), text.float()).tolist()
-        return cosines
+
+    def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores [n], differentiable, of pixels [n, 3, H, W] in [0, 1] and a prompt each."""
+        scores: Tensor = self._clip.cosines(self._clip.prepare_pixels(pixels), prompts)
+        return scores

@@ -80,6 +80,10 @@ class Ensemble(BaseVerifier):
         for member in self._members.values():
             member.chose(item)
 
+    def offload(self) -> None:
+        for member in self._members.values():
+            member.offload()
+
     def pool_values(self, pool: Sequence[Score]) -> list[float]:
         """The value of each of a pool's scores, by its place in that pool; nan stays nan."""
         place = _ranks if self.combine == "rank" else _zscores
