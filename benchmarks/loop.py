@@ -48,8 +48,12 @@ from verifiers.base import Chosen, Item
 
 RANDOM = {"search_method": "random", "search_rounds": 4}
 OVERRIDES: dict[str, Any] = {
-    **{"prompt": None, "prompts": "shapes/prompts.txt", "num_prompts": "all"},
-    **{"judges": [], "budget": {}, "search_args": RANDOM},
+    "prompt": None,
+    "prompts": "shapes/prompts.txt",
+    "num_prompts": "all",
+    "judges": [],
+    "budget": {},
+    "search_args": RANDOM,
 }
 QUICK = {"pipeline_call_args.num_inference_steps": 2}
 WIDE = 38
@@ -211,7 +215,8 @@ def table(found: dict[str, Any]) -> str:
     machine, sizes = found["machine"], found["batch_size"]
     swept = [f"{speed:.2f} at {n}" for n, speed in found["plain_images_per_second"].items()]
     lines = [
-        f"{machine['checkpoint']}, {machine['device']}, {machine['threads']} threads",
+        f"{machine['checkpoint']}, {machine['device']}, {machine['threads']} threads,"
+        f" load average {found['load_average']['before'][0]:.2f} at the start",
         f"batches of {sizes['ours']} in ours; plain images/s by batch size: {', '.join(swept)}",
     ]
     for name, work in found["workloads"].items():
@@ -237,6 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--quick", action="store_true", help="only to see that it runs")
     args = flags.parse_args(argv)
     try:
+        if min(args.repeats, *args.batch_sizes) < 1:
+            raise UserError("--repeats and --batch_sizes must be at least 1.")
         config = load_config(args.config, {**OVERRIDES, **(QUICK if args.quick else {})})
         found = measure(config, args.batch_sizes, 2 if args.quick else args.repeats, args.quick)
     except UserError as error:

@@ -7,10 +7,12 @@ business. Encoded prompts are remembered, rows through the denoiser are counted 
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +23,8 @@ from pipelines.schedule import Level, levels
 from pipelines.window import Halt, StepWindow, Stretch, window
 from utils import UserError
 
-ENCODED_PROMPTS = 32  # remembered encodings: a prompt has one for each batch size in use
+GUIDANCE = ("guidance_scale", "guidance_scale_2", "distilled_guidance_scale")
+ENCODED_PROMPTS = 16  # remembered: for each batch size in use a prompt, often a negative one too
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,11 @@ class Denoiser:
     def __init__(self, pipe: Any, call_args: Mapping[str, Any]) -> None:
         self.pipe = pipe
         self.call_args = dict(call_args)
-        self._accepts = set(inspect.signature(type(pipe).__call__).parameters)
+        self._parameters = inspect.signature(type(pipe).__call__).parameters
         self._rows = 0
         self._layout: Layout | None = None
+        self._seen_between_steps = False
+        self._running: StepWindow | None = None
         self._halt_at_forward = False
         pipe.set_progress_bar_config(disable=True)
         if hasattr(pipe, "encode_prompt"):
@@ -67,7 +72,7 @@ class Denoiser:
 
     @functools.cached_property
     def video(self) -> bool:
-        return "num_frames" in self._accepts
+        return "num_frames" in self._parameters
 
     @property
     def label(self) -> str | None:
@@ -81,7 +86,7 @@ class Denoiser:
         Latents: [n, ...] in the loop's own layout and scale. Costs no denoiser row.
         """
         seen = self._run(prompt, Stretch(0, None, None, tuple(seeds)), halt_at_forward=True)
-        assert seen.state is not None
+        assert seen.state is not None and not seen.taken, "nothing was denoised before the loop"
         return Drawn(seen.state, seen.first)
 
     def denoise(
@@ -98,11 +103,26 @@ class Denoiser:
         stretch = Stretch(start, until, latents, tuple(seeds))
         seen = self._run(prompt, stretch, extra=self._guided(guidance))
         if seen.taken != until - start:
-            raise RuntimeError(
-                f"{type(self.pipe).__name__} took {seen.taken} steps instead of {until - start}"
+            raise UserError(
+                f"{type(self.pipe).__name__} took {seen.taken} steps instead of {until - start}:"
+                " leave out the call arguments that shorten its schedule."
             )
         assert seen.state is not None and seen.clean is not None
-        return Denoised(seen.state, seen.clean, self._rows - before)
+        rows = self._rows - before
+        self._try_two_steps(prompt, stretch, seen)
+        return Denoised(seen.state, seen.clean, rows)
+
+    def _try_two_steps(self, prompt: str, stretch: Stretch, seen: StepWindow) -> None:
+        """Once, see what the pipeline does between steps: a stretch of one step does not show it.
+
+        Uncounted, two steps in a run, and only if it begins with single ones.
+        """
+        if seen.taken == 1 and not self._seen_between_steps and stretch.start + 2 <= seen.total:
+            counted = self._rows
+            self._run(prompt, replace(stretch, stop=stretch.start + 2))
+            self._rows = counted
+            self._seen_between_steps = True
+        self._seen_between_steps |= seen.taken > 1
 
     def decode(self, prompt: str, latents: Tensor, seeds: Sequence[int], steps: int) -> Decoded:
         """Images, or videos, of clean latents, by the pipeline's own way after its last step."""
@@ -122,26 +142,49 @@ class Denoiser:
                 self._layout = digits.read(lambda: self.draw(prompt, [0]).latents)
         return self._layout
 
-    def schedule(self, prompt: str, rows: int = 1) -> tuple[Level, ...]:
-        """Signal and noise level before each step and after the last (so one more than steps).
+    def steps(self, prompt: str, rows: int = 1) -> int:
+        """Steps of the full schedule.
 
         rows: the batch size at which the prompt is encoded on the way, and remembered.
         """
-        stretch = Stretch(0, None, None, (0,) * rows)
-        return levels(self._run(prompt, stretch, halt_at_forward=True).scheduler)
+        return self._to_the_loop(prompt, rows).total
+
+    def schedule(self, prompt: str, rows: int = 1) -> tuple[Level, ...]:
+        """Signal and noise level before each step and after the last (so one more than steps)."""
+        return levels(self._to_the_loop(prompt, rows).scheduler)
+
+    def _to_the_loop(self, prompt: str, rows: int) -> StepWindow:
+        return self._run(prompt, Stretch(0, None, None, (0,) * rows), halt_at_forward=True)
 
     def _guided(self, factor: float) -> dict[str, float]:
         """The call arguments that scale guidance by a factor; none for a factor of 1."""
         if factor == 1.0:
             return {}
-        # A true classifier-free scale beside a distilled one (FLUX, Qwen-Image) is used when set.
-        for name in ("true_cfg_scale", "guidance_scale"):
-            chosen = self.call_args.get(name)
-            if chosen is None and name == "guidance_scale" and name in self._accepts:
-                chosen = inspect.signature(type(self.pipe).__call__).parameters[name].default
-            if chosen is not None:
-                return {name: float(chosen) * factor}
-        raise UserError(f"{type(self.pipe).__name__} has no guidance scale that could be changed.")
+        scales = {name: self._argument(name) for name in self._guiding()}
+        changed = {name: value * factor for name, value in scales.items() if value is not None}
+        if not changed:
+            who = type(self.pipe).__name__
+            raise UserError(f"{who} has no guidance scale here that could be changed.")
+        return changed
+
+    def _guiding(self) -> tuple[str, ...]:
+        """The call arguments that guide as this pipeline is called.
+
+        A true classifier-free scale stands beside the distilled one (FLUX, Qwen-Image) and takes
+        effect above 1, with a negative prompt; the distilled one, where the model embeds it.
+        """
+        true_scale = self._argument("true_cfg_scale")
+        if true_scale is None:
+            return GUIDANCE
+        if true_scale > 1 and self._argument("negative_prompt") is not None:
+            return ("true_cfg_scale",)
+        configs: list[Any] = [module.config for module in denoisers(self.pipe)]
+        return GUIDANCE if any(c.get("guidance_embeds", True) for c in configs) else ()
+
+    def _argument(self, name: str) -> Any:
+        """A call argument as given, or its default; None where the call does not take it."""
+        parameter = self._parameters.get(name)
+        return parameter and self.call_args.get(name, parameter.default)
 
     def _run(
         self,
@@ -154,7 +197,7 @@ class Denoiser:
     ) -> StepWindow:
         arguments = {**self._batched(prompt, stretch.seeds), **(extra or {})}
         with window(self.pipe, stretch) as seen:
-            self._halt_at_forward = halt_at_forward
+            self._running, self._halt_at_forward = seen, halt_at_forward
             try:
                 result = self.pipe(**arguments)
                 if output is not None:
@@ -162,30 +205,46 @@ class Denoiser:
             except Halt:
                 self.pipe.maybe_free_model_hooks()  # the call's own end was not reached
             finally:
-                self._halt_at_forward = False
+                self._running = None
         return seen
 
     def _batched(self, prompt: str, seeds: Sequence[int]) -> dict[str, Any]:
         """The call's arguments for a batch: its texts in lists, a generator for each seed."""
         n = len(seeds)
-        arguments = {
-            name: [value] * n if isinstance(value, str) and "prompt" in name else value
-            for name, value in self.call_args.items()
+        given = {**self.call_args, **({"prompt": prompt} if "prompt" in self._parameters else {})}
+        arguments: dict[str, Any] = {
+            name: [_only(name, value)] * n if self._per_candidate(name, value) else value
+            for name, value in given.items()
         }
-        if "prompt" in self._accepts:
-            arguments["prompt"] = [prompt] * n
-        if "class_labels" in arguments:
-            labels = arguments["class_labels"]
-            arguments["class_labels"] = (labels if isinstance(labels, list) else [labels]) * n
-        if "output_type" in self._accepts:
+        if "batch_size" in self._parameters:  # an unconditional pipeline
+            arguments["batch_size"] = n
+        if "output_type" in self._parameters:
             arguments["output_type"] = "pil"
         arguments["generator"] = [torch.Generator("cpu").manual_seed(s) for s in seeds]
         return arguments
+
+    def _per_candidate(self, name: str, value: Any) -> bool:
+        """Whether a call argument goes into a list with one entry a candidate.
+
+        Class labels do, and prompts where the call takes a list of them: a negative prompt, but
+        neither a system prompt, which it puts before each of them itself, nor the parts of one.
+        """
+        if name == "class_labels":
+            return True
+        parameter = self._parameters.get(name)
+        if "prompt" not in name or parameter is None:
+            return False
+        kind = str(parameter.annotation).lower()
+        takes_list = parameter.annotation is parameter.empty or "list[" in kind
+        takes_text = "str" in re.sub(r"list\[[^]]*\]", "", kind)
+        return takes_list and (isinstance(value, str) or (takes_text and isinstance(value, list)))
 
     def _hook(self, module: torch.nn.Module) -> Any:
         first = next(iter(inspect.signature(module.forward).parameters))
 
         def before_forward(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._running is None or not self._running.started:
+                return  # before the loop (a text connector), or a call that is not ours
             if self._halt_at_forward:
                 raise Halt
             self._rows += len(args[0] if args else kwargs[first])
@@ -202,6 +261,17 @@ def denoisers(pipe: Any) -> list[torch.nn.Module]:
         for part in pipe.components.values()
         if isinstance(part, ModelMixin) and not hasattr(part, "decode")
     ]
+
+
+def _only(name: str, value: Any) -> Any:
+    """A value that is the same for all candidates; it may be given as a list of one."""
+    if not isinstance(value, list):
+        return value
+    if len(value) != 1:
+        raise UserError(
+            f"'{name}' in pipeline_call_args holds {len(value)} values for one prompt: give one."
+        )
+    return value[0]
 
 
 def _remembered(encode: Any) -> Any:
@@ -224,15 +294,19 @@ def _remembered(encode: Any) -> Any:
 
 
 def _frozen(value: Any) -> Any:
-    """A hashable image of call arguments; tensors and other objects count by identity."""
+    """A hashable image of call arguments; tensors and pictures count by their content."""
     if isinstance(value, Mapping):
         return tuple((name, _frozen(v)) for name, v in sorted(value.items()))
     if isinstance(value, list | tuple):
         return tuple(_frozen(v) for v in value)
     if isinstance(value, Tensor):
-        return id(value)
+        bits = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        return (value.shape, value.dtype, hashlib.sha256(bits.numpy().tobytes()).digest())
+    if hasattr(value, "tobytes"):  # PIL images, numpy arrays
+        size = getattr(value, "size", None), getattr(value, "shape", None)
+        return (type(value), size, hashlib.sha256(value.tobytes()).digest())
     try:
         hash(value)
     except TypeError:
-        return id(value)
+        return object()  # equal to nothing else, so never taken for another
     return value

@@ -61,23 +61,25 @@ class PositionDigits:
     def read(self, draw: Callable[[], Tensor]) -> Layout:
         """Draw the digits of all positions, lowest first, and put the positions together.
 
-        The scale is what the noise was multiplied with: the largest digit is known.
+        The scale is what the noise was multiplied with: the digits' sum is known, and over many
+        digits the rounding of a coarse format averages out.
         """
-        latents = draw().double()
-        assert self.shape is not None, "the pipeline drew no noise"
+        latents = draw().cpu().double()
+        if self.shape is None:
+            raise UserError("Where this pipeline draws its noise could not be found.")
         total = torch.Size(self.shape).numel()
-        scale = float(latents.max()) / min(total - 1, BASE - 1)
+        scale = float(latents.sum()) / float((torch.arange(total) % BASE).sum())
         index = torch.zeros(latents[0].numel(), dtype=torch.long)
         while BASE**self.digit < total:
-            digits = draw().double().flatten() / scale
-            index += digits.round().long().cpu() * BASE**self.digit
+            digits = draw().cpu().double().flatten() / scale
+            index += digits.round().long() * BASE**self.digit
             self.digit += 1
         self._check(index, total)
         return Layout(self.shape[1:], index, tuple(latents.shape[1:]), scale)
 
     @staticmethod
     def _check(index: Tensor, total: int) -> None:
-        if not torch.equal(index.sort().values, torch.arange(total)):
+        if index.shape != (total,) or not torch.equal(index.sort().values, torch.arange(total)):
             raise UserError(
                 "This pipeline's latents are no rearrangement of its noise, so searches that need"
                 " a spatial view of it cannot be used."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 import json
 import sys
@@ -41,12 +42,17 @@ def pipeline_index(checkpoint: str) -> dict[str, Any]:
     try:
         index: dict[str, Any] = DiffusionPipeline.load_config(checkpoint)
     except OSError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(
             f"The checkpoint '{checkpoint}' is neither a folder here nor to be had from the hub:"
-            f" {reason}."
+            f" {_sentence(error)}"
         ) from error
     return index
+
+
+def _sentence(error: BaseException) -> str:
+    """The first line of a library's message, as the end of a sentence."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".:") + "."
 
 
 def _local_index(folder: Path) -> dict[str, Any]:
@@ -54,25 +60,43 @@ def _local_index(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"'{folder}' holds no diffusers pipeline: it has no model_index.json.")
     try:
-        index: dict[str, Any] = json.loads(path.read_text())
+        index = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path} is not valid JSON (line {error.lineno}, column {error.colno})."
         ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: it is no UTF-8 text.") from error
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise UserError(f"{path} names no pipeline: it has no '_class_name'.")
     return index
 
 
 def pipeline_class(checkpoint: str) -> Any:
     """The diffusers class that the checkpoint asks for; loads no weights."""
+    from diffusers import DiffusionPipeline
+
+    name = pipeline_index(checkpoint)["_class_name"]
+    found = _diffusers_class(checkpoint, name, "Pipeline")
+    if not issubclass(found, DiffusionPipeline):
+        raise UserError(f"'{checkpoint}' asks for a {name}, which is no pipeline.")
+    return found
+
+
+def _diffusers_class(checkpoint: str, name: Any, kind: str) -> Any:
+    """The class of this name in diffusers, if all that it needs is installed."""
     import diffusers
 
-    name = pipeline_index(checkpoint).get("_class_name", "")
-    found = getattr(diffusers, name, None)
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
     if found is None:
-        known = [n for n in dir(diffusers) if n.endswith("Pipeline")]
-        near = difflib.get_close_matches(name, known, n=1)
+        known = [n for n in dir(diffusers) if n.endswith(kind)]
+        near = difflib.get_close_matches(str(name), known, n=1)
         hint = f" (the nearest is {near[0]})" if near else ""
         raise UserError(f"'{checkpoint}' asks for a {name}, which diffusers does not have{hint}.")
+    # In place of a class whose requirements are missing diffusers has a stand-in that lists them.
+    missing = [b for b in getattr(found, "_backends", ()) if not importlib.util.find_spec(b)]
+    if missing:
+        raise UserError(f"'{checkpoint}' asks for a {name}: install {', '.join(missing)} first.")
     return found
 
 
@@ -111,17 +135,25 @@ def local_steps(checkpoint: str, inference_steps: int) -> int | None:
     from pipelines.schedule import set_steps
 
     scheduler = load_scheduler(str(checkpoint))
-    set_steps(scheduler, inference_steps)
+    try:
+        set_steps(scheduler, inference_steps)
+    except Exception:  # a scheduler that only its pipeline knows how to set
+        return None
     return len(scheduler.timesteps)
 
 
 def load_scheduler(checkpoint: str) -> Any:
     """The checkpoint's scheduler alone."""
-    import diffusers
-
-    index = pipeline_index(checkpoint)
-    scheduler_class = getattr(diffusers, index["scheduler"][1])
-    return scheduler_class.from_pretrained(checkpoint, subfolder="scheduler")
+    named = pipeline_index(checkpoint).get("scheduler")
+    if not isinstance(named, list) or len(named) != 2 or named[1] is None:
+        raise UserError(f"'{checkpoint}' has no scheduler in its model_index.json.")
+    scheduler_class = _diffusers_class(checkpoint, named[1], "Scheduler")
+    try:
+        return scheduler_class.from_pretrained(checkpoint, subfolder="scheduler")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The scheduler of '{checkpoint}' cannot be loaded: {_sentence(error)}"
+        ) from error
 
 
 def choose_device(wanted: str) -> str:
@@ -129,8 +161,12 @@ def choose_device(wanted: str) -> str:
     import torch
 
     if wanted != "auto":
-        if wanted.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"There is no device '{wanted}' here: set engine_args.device to 'cpu'.")
+        try:
+            torch.empty(0, device=wanted)
+        except (RuntimeError, AssertionError, ImportError) as error:
+            raise UserError(
+                f"There is no device '{wanted}' here: set engine_args.device to 'cpu'."
+            ) from error
         return wanted
     if torch.cuda.is_available():
         return "cuda"
@@ -147,7 +183,12 @@ def load_pipeline(checkpoint: str, dtype: str, device: str, *, low_memory: bool 
 
     hush()
     torch_dtype = getattr(torch, DTYPES[dtype])
-    pipe = DiffusionPipeline.from_pretrained(checkpoint, dtype=torch_dtype)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(checkpoint, dtype=torch_dtype)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The checkpoint '{checkpoint}' cannot be loaded: {_sentence(error)}"
+        ) from error
     if low_memory and device != "cpu":
         pipe.enable_model_cpu_offload(device=device)
     else:

@@ -31,7 +31,13 @@ CLEAN = Level(1.0, 0.0)
 def levels(scheduler: Any) -> tuple[Level, ...]:
     """The level before each step and, last, after all of them; timesteps must have been set."""
     probe = copy.deepcopy(scheduler)
-    return (*(_level(probe, t) for t in probe.timesteps), CLEAN)
+    found = tuple(_level(probe, t) for t in probe.timesteps)
+    if found[0].noise * found[-1].signal < found[-1].noise * found[0].signal:
+        raise UserError(
+            f"The forward process of {type(scheduler).__name__} does not run from clean to noise"
+            " as it is set up here, so no noise can be added back."
+        )
+    return (*found, CLEAN)
 
 
 def _level(probe: Any, timestep: Tensor) -> Level:
@@ -71,13 +77,15 @@ def clean_estimate(
     """The step's estimate of the clean latents: the scheduler's own where it returns one.
 
     Otherwise from its prediction type; flow-matching schedulers, which predict the velocity
-    n - x0, name none.
+    n - x0, name none: a straight line leads from here to the last sigma.
     """
     if len(stepped) > 1:
         own: Tensor = stepped[1]
         return own
-    level = _level(copy.deepcopy(scheduler), scheduler.timesteps[step])
     kind = getattr(scheduler.config, "prediction_type", "flow_prediction")
+    if kind == "flow_prediction" and hasattr(scheduler, "sigmas"):
+        return sample + (scheduler.sigmas[-1] - scheduler.sigmas[step]) * model_output
+    level = _level(copy.deepcopy(scheduler), scheduler.timesteps[step])
     if kind == "epsilon":
         return (sample - level.noise * model_output) / level.signal
     if kind == "v_prediction":
@@ -91,8 +99,16 @@ def is_one_step(scheduler: Any, steps: int = 6) -> bool:
     """Whether a step depends on nothing but its own input, so that a run may be cut anywhere.
 
     Found by taking the steps of a tiny random trajectory in one go and again from the middle:
-    a solver that keeps a history (DPM++ 2M, UniPC, PNDM) comes out elsewhere.
+    a solver that keeps a history (DPM++ 2M, UniPC, PNDM) comes out elsewhere. False where a
+    scheduler cannot be tried on its own: nothing shows that cutting would do no harm.
     """
+    try:
+        return _comes_out_alike(scheduler, steps)
+    except Exception:  # arguments of its own, or numbers of steps it takes no other of
+        return False
+
+
+def _comes_out_alike(scheduler: Any, steps: int) -> bool:
     whole, cut = copy.deepcopy(scheduler), copy.deepcopy(scheduler)
     set_steps(whole, steps)
     set_steps(cut, steps)

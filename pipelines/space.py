@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 from typing import Any
@@ -36,18 +37,23 @@ class LatentSpace:
         batch_size: int = 8,
     ) -> None:
         self._denoiser = denoiser
-        self._batches = lambda n: spans(n, batch_size)
         self._prompt = prompt
         self._key = (run_seed, digest(prompt), occurrence)
-        self._levels: tuple[Level, ...] = denoiser.schedule(prompt, batch_size)
+        self._batch_size = batch_size
         self._next = 0
-        self.steps = len(self._levels) - 1
+        self.steps = denoiser.steps(prompt, batch_size)
         self.rng = torch.Generator().manual_seed(seed_of(*self._key, "rng"))
         self.recipes: dict[int, dict[str, Any]] = {}
 
+    @functools.cached_property
+    def _levels(self) -> tuple[Level, ...]:
+        return self._denoiser.schedule(self._prompt, self._batch_size)
+
     def draw(self, n: int) -> Candidates:
         seeds = self._seeds([{"op": "draw"}] * n)
-        drawn = [self._denoiser.draw(self._prompt, seeds[a:b]) for a, b in self._batches(n)]
+        drawn = [
+            self._denoiser.draw(self._prompt, seeds[a:b]) for a, b in spans(n, self._batch_size)
+        ]
         return Candidates(torch.cat([d.latents for d in drawn]), drawn[0].step, seeds)
 
     def perturb(self, around: Candidates, n: int, cosine: float) -> Candidates:

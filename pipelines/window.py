@@ -6,7 +6,10 @@ The loop's state is what `prepare_latents` and `scheduler.step` return: captured
 there, it stays in the pipeline's own layout and scale, whatever `output_type` would make of it.
 
 Exact for one-step schedulers (DDIM, Euler, flow-matching Euler); solvers with a history (DPM++ 2M,
-UniPC, PNDM) run whole, from step 0 to the last.
+UniPC, PNDM) run whole, from step 0 to the last. A pipeline that changes the latents itself between
+two steps (a mask blended in, a second set of latents beside them) is refused where it does so. What
+cannot be seen is one that counts its loop's rounds (skip-layer guidance from a given step on, a
+control network for a part of the steps): a stretch begins its count at 0.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import torch
 from torch import Tensor
 
 from pipelines.schedule import clean_estimate
-from utils import seed_of
+from utils import UserError, seed_of
 
 
 class Halt(Exception):
@@ -57,7 +60,7 @@ class StepWindow:
     _OWN = frozenset(
         {
             "scheduler", "stretch", "timesteps", "set_timesteps", "step", "set_begin_index",
-            "total", "first", "state", "clean", "taken", "_takes_generator", "last_timestep",
+            "total", "first", "state", "clean", "taken", "started", "last_timestep", "_signature",
         }
     )  # fmt: skip
 
@@ -67,6 +70,7 @@ class StepWindow:
         self.total = 0  # steps of the full schedule
         self.first = 0  # the step at which the pipeline itself would start
         self.taken = 0
+        self.started = False  # whether the pipeline has made its first latents
         self.state = stretch.state  # the loop's latents as drawn, or after the last step taken
         self.clean: Tensor | None = None  # the last step's estimate of the clean latents
         self.timesteps: Tensor | None = None
@@ -75,12 +79,23 @@ class StepWindow:
         # `generator`), so they have to stay its own.
         self.set_timesteps = _signed_as(scheduler.set_timesteps, self._set_timesteps)
         self.step = _signed_as(scheduler.step, self._step)
-        self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        self._signature = inspect.signature(scheduler.step)
+        if not {"model_output", "timestep", "sample"} <= set(self._signature.parameters):
+            raise UserError(
+                f"{type(scheduler).__name__} takes steps of a kind that cannot be followed: use"
+                " another scheduler."
+            )
         if hasattr(scheduler, "set_begin_index"):  # pipelines ask with hasattr
             self.set_begin_index = self._set_begin_index
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["scheduler"], name)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise UserError(
+            "This pipeline copies its scheduler to denoise a second set of latents (sound, for"
+            " example), which cannot be searched over."
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._OWN:
@@ -111,21 +126,38 @@ class StepWindow:
     def _set_begin_index(self, begin_index: int = 0) -> None:
         self.scheduler.set_begin_index(max(begin_index, self.stretch.start))
 
-    def _step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
+    def _step(self, *args: Any, **kwargs: Any) -> Any:
         at = max(self.stretch.start, self.first) + self.taken
-        if self._takes_generator:
-            kwargs["generator"] = self._generators(at, len(sample))
-        stepped = self.scheduler.step(model_output, timestep, sample, *args, **kwargs)
+        call = self._signature.bind(*args, **kwargs)
+        sample, model_output = call.arguments["sample"], call.arguments["model_output"]
+        self._follow(at, call.arguments["timestep"], sample)
+        if "generator" in self._signature.parameters:
+            call.arguments["generator"] = self._generators(at, len(sample))
+        stepped = self.scheduler.step(*call.args, **call.kwargs)
         values = stepped if isinstance(stepped, tuple) else stepped.to_tuple()
         self.taken += 1
-        self.state = values[0][: self.stretch.rows]  # beyond them are guidance's copies (DiT)
+        after, rows = values[0], self.stretch.rows
+        # Beyond the candidates' rows are guidance's copies (DiT). Whole, the state stays the very
+        # tensor that the next step is given, so that following it costs nothing.
+        self.state = after if len(after) == rows else after[:rows]
         if at + 1 == self.stop:
             self.clean = self._clean(at, values, model_output, sample)
             if not self.stretch.finish:
                 raise Halt
         return stepped
+
+    def _follow(self, at: int, timestep: Any, sample: Tensor) -> None:
+        """Check that the loop is where it is taken to be, with the latents it is taken to have."""
+        if not self.taken and float(timestep) != float(self.scheduler.timesteps[at]):
+            raise UserError(
+                f"This pipeline took another step than step {at} of its schedule, so it cannot be"
+                " searched over."
+            )
+        if not _alike(sample, self.state):
+            raise UserError(
+                "This pipeline changes its latents between two steps of its scheduler (by a mask,"
+                " or an image it holds fast), so it cannot be searched over."
+            )
 
     def _clean(
         self, at: int, values: tuple[Any, ...], model_output: Tensor, sample: Tensor
@@ -141,6 +173,16 @@ class StepWindow:
         return [torch.Generator().manual_seed(seed_of("step", s, step)) for s in seeds]
 
 
+def _alike(sample: Tensor, state: Tensor | None) -> bool:
+    """Whether a step's input is the state kept, beyond whose rows are guidance's copies (DiT)."""
+    if state is None or sample is state:
+        return state is not None
+    if sample.shape[1:] != state.shape[1:] or len(sample) % len(state):
+        return False
+    rows = sample[: len(state)]
+    return bool(((rows == state) | (rows.isnan() & state.isnan())).all())
+
+
 def _signed_as(original: Callable[..., Any], replacement: Callable[..., Any]) -> Any:
     """`replacement` under the name and signature of `original`."""
     return functools.wraps(original)(lambda *args, **kwargs: replacement(*args, **kwargs))
@@ -151,12 +193,18 @@ def window(pipe: Any, stretch: Stretch) -> Iterator[StepWindow]:
     """Within this block one call of `pipe(...)` takes the stretch's steps from its state."""
     stand_in = StepWindow(pipe.scheduler, stretch)
     replaced: dict[str, Any] = {"scheduler": stand_in}
-    if hasattr(pipe, "get_timesteps"):
+    if _drops_steps(pipe):
         replaced["get_timesteps"] = _cut_late(pipe.get_timesteps, stand_in)
     else:
         stand_in.set_timesteps = _signed_as(stand_in.scheduler.set_timesteps, _cut_early(stand_in))
     with _replaced(pipe, replaced), _captured_start(pipe, stand_in):
         yield stand_in
+
+
+def _drops_steps(pipe: Any) -> bool:
+    """Whether the pipeline's call leaves out the first steps itself (image to image)."""
+    call = inspect.unwrap(type(pipe).__call__).__code__
+    return hasattr(pipe, "get_timesteps") and "get_timesteps" in call.co_names
 
 
 def _cut_early(stand_in: StepWindow) -> Callable[..., None]:
@@ -194,13 +242,16 @@ def _captured_start(pipe: Any, stand_in: StepWindow) -> Iterator[None]:
         with _replaced(pipe, {"prepare_latents": wrapped}):
             yield
         return
-    module = sys.modules[type(pipe).__module__]
-    original = module.randn_tensor  # no prepare_latents (DiT): the first noise drawn is the state
-    module.randn_tensor = _substituted(original, stand_in)  # type: ignore[attr-defined]
+    # No prepare_latents (DiT): the first noise drawn is the state.
+    module: Any = sys.modules[type(pipe).__module__]
+    original = getattr(module, "randn_tensor", None)
+    if original is None:
+        raise UserError(f"Where {type(pipe).__name__} draws its noise could not be found.")
+    module.randn_tensor = _substituted(original, stand_in)
     try:
         yield
     finally:
-        module.randn_tensor = original  # type: ignore[attr-defined]
+        module.randn_tensor = original
 
 
 def _substituted(draw: Callable[..., Any], stand_in: StepWindow) -> Callable[..., Any]:
@@ -213,6 +264,7 @@ def _substituted(draw: Callable[..., Any], stand_in: StepWindow) -> Callable[...
         calls += 1
         full = functools.partial(_never_empty, stand_in=stand_in)
         result = draw(*map(full, args), **{k: full(v) for k, v in kwargs.items()})
+        stand_in.started = True
         if calls > 1:
             return result
         latents, rest = (result[0], result[1:]) if isinstance(result, tuple) else (result, None)

@@ -67,7 +67,7 @@ def test_local_files_tell_how_many_steps_there_are(tmp_path: Path) -> None:
     assert local_steps(FLUX, 20) == 20
     assert local_steps("shapes/models/shapes-sd", 20) == 20
     PNDMScheduler(skip_prk_steps=True).save_pretrained(tmp_path / "scheduler")
-    index(tmp_path, json.dumps({"scheduler": ["diffusers", "PNDMScheduler"]}))
+    index(tmp_path, json.dumps({"_class_name": "X", "scheduler": ["diffusers", "PNDMScheduler"]}))
     assert local_steps(str(tmp_path), 20) == 21
     assert local_steps("owner/name", 20) is None
 
