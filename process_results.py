@@ -1,4 +1,4 @@
-"""Pictures of finished runs: for each prompt, the best image of each search round side by side."""
+"""Pictures of finished runs: for each prompt, the best of each search round side by side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 
-from utils import UserError, png_bytes, write_atomically
+from utils import UserError, write_atomically
 
 RESULT = "prompt@*_hash@*_i@*_s@*.json"
 DEPTH_OF_A_RUN = 4  # output/<model>/<verifier>/<metric>/<time>
@@ -75,7 +75,8 @@ def _folders(path: str) -> list[Path]:
 
 def _write_pictures(folder: Path, *, per_round: bool) -> None:
     # Here, so that --help needs no Pillow.
-    from experiment.collage import draw, pictures
+    from experiment.collage import pictures
+    from experiment.video_collage import rendered
 
     planned = list(pictures(folder, per_round=per_round))
     if not planned:
@@ -84,13 +85,15 @@ def _write_pictures(folder: Path, *, per_round: bool) -> None:
     warn = cache(lambda message: _tell(f"warning: {message}"))
     written = 0
     for picture in planned:
-        image = draw(picture, warn)
-        if image is not None:
-            write_atomically(folder / picture.name, png_bytes(image))
+        content = rendered(picture, warn)
+        if content is not None:
+            write_atomically(folder / picture.name, content)
             print(folder / picture.name, flush=True)
             written += 1
     if not written:
-        raise UserError(f"None of the images in {folder} can be read: run the search again.")
+        raise UserError(
+            f"None of the images or videos in {folder} can be read: run the search again."
+        )
 
 
 def _remedy(folder: Path) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, Self, get_type_hints
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 import search
 import verifiers
+from experiment.video import CRF
 from search.ledger import Budget
 from utils import UserError, check_options, did_you_mean, find_path
 from verifiers.base import Chosen, Metric
@@ -130,12 +131,25 @@ class EngineArgs(Part):
         return value
 
 
-class ExportArgs(BaseModel):
-    """How videos are written; further keys go to diffusers' export_to_video."""
+class ExportArgs(Part):
+    """How videos are written."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    fps: int = Field(24, ge=1, le=240)
+    quality: float | None = Field(None, ge=0, le=10, description="diffusers' scale, 10 is best")
+    crf: int | None = Field(None, ge=1, le=51, description="x264's scale, 1 is best; unset: 18")
 
-    fps: int = Field(24, ge=1)
+    @model_validator(mode="after")
+    def _one_scale(self) -> Self:
+        if self.quality is not None and self.crf is not None:
+            raise ValueError("'quality' and 'crf' say the same on two scales: keep one")
+        return self
+
+    @property
+    def rate_factor(self) -> int:
+        """x264's `crf`: as given, or where diffusers' writer puts `quality`."""
+        if self.quality is not None:
+            return max(1, int((1 - self.quality / 10) * 51))  # at 0 few players can follow
+        return CRF if self.crf is None else self.crf
 
 
 class ExperimentConfig(Part):
@@ -177,12 +191,17 @@ class ExperimentConfig(Part):
         return self.search_args.search_rounds
 
     @property
+    def export(self) -> ExportArgs:
+        return self.export_args or ExportArgs()
+
+    @property
     def batch_size(self) -> int | Literal["auto"]:
         return self.batch_size_for_img_gen or self.engine_args.batch_size
 
     def resolved(self) -> dict[str, Any]:
         """The whole config with its defaults filled in, as saved: running it repeats the run."""
         whole = self.model_dump(mode="json", by_alias=True, exclude={"schema_"})
+        whole["export_args"] = self.export.model_dump(mode="json")
         whole["search_args"] = {
             "search_method": self.search_args.search_method,
             "search_rounds": self.rounds,
@@ -280,6 +299,8 @@ def _keys(path: list[str]) -> list[str]:
     model: Any = ExperimentConfig
     for name in path:
         field = model.model_fields.get(name) if hasattr(model, "model_fields") else None
-        model = getattr(field, "annotation", None)
+        kind = getattr(field, "annotation", None)
+        # A part that may be null is a union.
+        model = next((k for k in (kind, *get_args(kind)) if hasattr(k, "model_fields")), None)
     fields = getattr(model, "model_fields", {})
     return [field.alias or name for name, field in fields.items()]

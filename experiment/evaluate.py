@@ -227,10 +227,14 @@ def _fault(media: Any, finite: bool, filtered: bool) -> Score | None:
         return Score.missing("the latents are not finite", "invalid_image")
     if filtered:
         return Score.missing("blackened by the pipeline's safety checker", "nsfw_filtered")
-    frame = media[0] if isinstance(media, list) else media
-    if all(low == high for low, high in _bands(frame.convert("RGB").getextrema())):
+    # A sound video may fade in from black.
+    if all(map(_flat, media if isinstance(media, list) else [media])):
         return Score.missing("the image has a single color", "invalid_image")
     return None
+
+
+def _flat(image: Any) -> bool:
+    return all(low == high for low, high in _bands(image.convert("RGB").getextrema()))
 
 
 def _bands(extrema: Any) -> Sequence[tuple[int, int]]:

@@ -12,7 +12,16 @@ from typing import Any
 
 from utils import ROOT
 
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "av",
+)
 
 
 def manifest(pipe: Any, checkpoint: str, device: str) -> dict[str, Any]:

@@ -160,6 +160,7 @@ def _round(file: ResultFile) -> RoundRecord:
     graded = best if isinstance(best, dict) else {"score": best}
     # The record's own `best_img_path` is relative to a working directory nobody remembers.
     video = file.path.with_suffix(".mp4")
+    is_video = video.exists() or str(fields.get("best_img_path")).endswith(".mp4")
     return RoundRecord(
         key=file.key,
         prompt=str(fields.get("prompt") or file.key.slug.replace("_", " ")),
@@ -169,7 +170,7 @@ def _round(file: ResultFile) -> RoundRecord:
         score=_number(graded.get("score")),
         explanation=str(graded.get("explanation") or ""),
         choice_of_metric=_metric(fields.get("choice_of_metric")),
-        image_path=video if video.exists() else file.path.with_suffix(".png"),
+        image_path=video if is_video else file.path.with_suffix(".png"),
         json_path=file.path,
     )
 

@@ -66,6 +66,7 @@ class RoundBook:
         self._last: Rollout | None = None
         self._last_ids: set[int] = set()
         self._known: dict[int, Kept] = {}
+        self._videos: dict[int, Any] = {}  # the leaders' frames, which MP4 would not give back
         self.statuses: Counter[str] = Counter()
         self.results: list[RoundResult] = []
 
@@ -78,12 +79,14 @@ class RoundBook:
         if rollout is not self._last:
             self._last, self._last_ids = rollout, set()
         self._last_ids |= {entry.id for entry in batch}
+        videos = {entry.id: entry.media for entry in batch if isinstance(entry.media, list)}
         for entry in batch:
             self._entries.append(entry if rollout.rejectable else self._saved(entry))
             self.statuses[entry.score.status] += 1
             if entry.finished:
                 path = self._paths.get(entry.id)
                 self._known[entry.id] = Kept(entry.id, entry.seed, self._number, entry.score, path)
+        self._hold(self._videos | videos)
 
     @property
     def best(self) -> Kept | None:
@@ -93,6 +96,12 @@ class RoundBook:
     def value(self, kept: Kept | None) -> float:
         """What a candidate is worth today; nan for none."""
         return math.nan if kept is None else self._values[kept.id]
+
+    def media(self, kept: Kept) -> Any:
+        """A candidate's image or frames, for other judges to see."""
+        assert kept.path is not None
+        frames = self._videos.get(kept.id)
+        return frames if frames is not None else self._store.read_media(kept.path)
 
     def close(self) -> RoundResult | None:
         """Write what the round came to; None where nothing came in."""
@@ -118,11 +127,17 @@ class RoundBook:
         scored = [i for i in ids if not math.isnan(self._values[i])]
         return self._known[min(scored, key=lambda i: (-self._values[i], i))] if scored else None
 
+    def _hold(self, videos: Mapping[int, Any]) -> None:
+        """Let go of all videos but the round's best so far and the prompt's."""
+        fresh = [entry.id for entry in self._entries if entry.finished]
+        leaders = {kept.id for kept in (self.best, self._leader(fresh)) if kept is not None}
+        self._videos = {i: frames for i, frames in videos.items() if i in leaders}
+
     def _saved(self, entry: Evaluated) -> Evaluated:
         """The candidate with its picture on disk and no longer in memory."""
         if entry.media is None:
             return entry
-        self._paths[entry.id] = self._store.write_image(
+        self._paths[entry.id] = self._store.write_media(
             self._prompt, self._number, entry.seed, entry.media
         )
         return replace(entry, media=None)
@@ -141,7 +156,7 @@ class RoundBook:
         """The winner with the judges' scores, which it may have from an earlier round."""
         if winner.judged or winner.path is None or not self._judges:
             return winner
-        item = Item(self._store.read_image(winner.path), self._prompt.text)
+        item = Item(self.media(winner), self._prompt.text)
         judged = {name: judge.score([item])[0] for name, judge in self._judges.items()}
         self._known[winner.id] = replace(winner, judged=judged)
         return self._known[winner.id]
@@ -176,7 +191,7 @@ class RoundBook:
         path = winner.path
         assert path is not None
         if winner.round != self._number:  # the nested pool's best is an earlier round's
-            path = self._store.copy_image(self._prompt, self._number, winner.seed, path)
+            path = self._store.copy_media(self._prompt, self._number, winner.seed, path)
         score: Any = self.value(winner)
         if self._verifier.explains:
             score = {"explanation": winner.score.explanation, "score": score}

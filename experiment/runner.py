@@ -21,7 +21,6 @@ from pipelines.loading import (
     hush,
     load_pipeline,
     refuse_reserved,
-    refuse_videos,
 )
 from pipelines.space import LatentSpace
 from search.core import Rollout
@@ -47,7 +46,6 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
     verifier = _built(config.verifier_args)
     judges = _numbered([_built(judge) for judge in config.judges])
     check_call_args(planned.checkpoint, config.pipeline_call_args)
-    refuse_videos(planned.checkpoint)
     refuse_cuts(config, planned.checkpoint)
     device = choose_device(config.engine_args.device)
 
@@ -196,8 +194,7 @@ class Experiment:
                 pass
         book.close()
         if book.best is not None and book.best.path is not None:
-            image = self.store.read_image(book.best.path)
-            item = Item(image, prompt.text, label=self.denoiser.label)
+            item = Item(book.media(book.best), prompt.text, label=self.denoiser.label)
             for judge in (self.verifier, *self.judges.values()):
                 judge.chose(item)
         return Outcome(prompt, book, ledger.spent)
@@ -224,7 +221,7 @@ def report(outcome: Outcome) -> str:
     lines += [_round_line(result) for result in outcome.book.results]
     best = outcome.book.best
     if best is None:
-        return "\n".join([*lines, "  no image could be scored: see candidates.jsonl for reasons"])
+        return "\n".join([*lines, "  nothing could be scored: see candidates.jsonl for reasons"])
     lines.append(
         f"  best     {significant(outcome.book.value(best)):>7}  {best.path}"
         f"  ({outcome.spent.nfe} NFE, {outcome.spent.seconds:.1f} s)"

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from experiment.config import ExperimentConfig
+from experiment.config import ExperimentConfig, ExportArgs
 from experiment.prompts import Prompt
 from experiment.records import CANDIDATES, SUMMARY
 from utils import UserError, path_part, png_bytes, write_atomically
@@ -32,8 +32,9 @@ def model_folder(checkpoint: str) -> str:
 class RunStore:
     """One run's folder, below output/<model>/<verifier>/<metric>/."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, export: ExportArgs) -> None:
         self.folder = folder
+        self._export = export
 
     @classmethod
     def create(cls, root: str, config: ExperimentConfig) -> RunStore:
@@ -53,7 +54,7 @@ class RunStore:
                     folder.mkdir()
                 except FileExistsError:
                     continue
-                return cls(folder)
+                return cls(folder, config.export)
         except OSError as error:
             raise UserError(f"Nothing can be written to '{parent}': {error.strerror}.") from error
         raise UserError(f"There are too many runs at '{parent / stamp}': wait a second.")
@@ -77,22 +78,34 @@ class RunStore:
     def name(self, prompt: Prompt, round: int, seed: int, suffix: str) -> str:
         return f"{prompt.stem}_i@{round}_s@{seed}{suffix}"
 
-    def write_image(self, prompt: Prompt, round: int, seed: int, image: Any) -> str:
-        """A candidate's picture; returns its path relative to the run folder."""
-        name = self.name(prompt, round, seed, ".png")
-        write_atomically(self.folder / name, png_bytes(image))
+    def write_media(self, prompt: Prompt, round: int, seed: int, media: Any) -> str:
+        """A candidate's image, or its video if it is a list of frames; returns its path relative
+        to the run folder."""
+        if isinstance(media, list):
+            from experiment.video import mp4_bytes
+
+            name = self.name(prompt, round, seed, ".mp4")
+            data = mp4_bytes(media, self._export.fps, crf=self._export.rate_factor)
+        else:
+            name = self.name(prompt, round, seed, ".png")
+            data = png_bytes(media)
+        write_atomically(self.folder / name, data)
         return name
 
-    def read_image(self, path: str) -> Any:
-        """A picture as it was written; PNG keeps every pixel."""
+    def read_media(self, path: str) -> Any:
+        """What was written: of an image every pixel, of a video's frames nearly."""
         from PIL import Image
 
+        if path.endswith(".mp4"):
+            from experiment.video import read_frames
+
+            return read_frames(self.folder / path)
         with Image.open(self.folder / path) as image:
             return image.convert("RGB")
 
-    def copy_image(self, prompt: Prompt, round: int, seed: int, source: str) -> str:
-        """An earlier round's picture under this round's name."""
-        name = self.name(prompt, round, seed, ".png")
+    def copy_media(self, prompt: Prompt, round: int, seed: int, source: str) -> str:
+        """An earlier round's image or video under this round's name."""
+        name = self.name(prompt, round, seed, Path(source).suffix)
         write_atomically(self.folder / name, (self.folder / source).read_bytes())
         return name
 

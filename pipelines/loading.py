@@ -114,16 +114,6 @@ def check_call_args(checkpoint: str, call_args: Mapping[str, Any]) -> None:
             )
 
 
-def refuse_videos(checkpoint: str) -> None:
-    """Refuse a pipeline that makes videos, which cannot be written yet; loads no weights."""
-    asked = pipeline_class(checkpoint)
-    if "num_frames" in inspect.signature(asked.__call__).parameters:
-        raise UserError(
-            f"{asked.__name__} makes videos, which cannot be written yet: it can be planned with"
-            " --dry_run, but not run."
-        )
-
-
 def local_steps(checkpoint: str, inference_steps: int) -> int | None:
     """Scheduler steps of a run, if the checkpoint's own files are here to tell; loads no weights.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -68,3 +68,30 @@ class Settled(BaseVerifier):
             early, late = (np.asarray(x, dtype=np.float64) for x in (item.preview, item.media))
             scores.append(Score.of(settled=-float(abs(early - late).mean()), early=early.mean()))
         return scores
+
+
+@dataclass
+class Motion(BaseVerifier):
+    """How much a video moves, to the last bit of its pixels."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("motion",)
+    video: ClassVar[bool] = True
+    chosen: ClassVar[list[float]] = []  # of every instance
+
+    def score(self, items: Sequence[Item]) -> list[Score]:
+        return [Score.of(motion=motion(item.media)) for item in items]
+
+    def chose(self, item: Item) -> None:
+        self.chosen.append(motion(item.media))
+
+
+def motion(frames: Any) -> float:
+    assert isinstance(frames, list)
+    return float(np.abs(np.diff([np.asarray(f, dtype=np.float64) for f in frames], axis=0)).mean())
+
+
+@dataclass
+class FallingVideos(Falling):
+    """Every video is worse than the one before it."""
+
+    video: ClassVar[bool] = True

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import shapes
 from benchmarks.loop import main
 
 
@@ -38,3 +39,31 @@ def test_the_loop_benchmark_compares_three_loops_that_make_the_same_images(
 def test_an_unknown_config_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", "configs/shapes_flx.json"]) == 2
     assert "configs/shapes_flux.json" in capsys.readouterr().err
+
+
+def test_the_shapes_benchmark_counts_what_the_oracle_sees(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads(Path("configs/shapes_flux.json").read_text())
+    config["pipeline_call_args"]["num_inference_steps"] = 2  # too few to be right
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    argv = ["--config", str(path), "--num_prompts", "1", "--output_dir", str(tmp_path / "out")]
+    assert shapes.main(argv) == 0
+    out = capsys.readouterr().out
+    assert "1 prompts" in out and "best of 16 by the verifier right" in out
+    (folder,) = (tmp_path / "out").glob("*/*/*/*")
+    assert len(list(folder.glob("*_i@*.png"))) == 16 + _copies(folder)
+
+
+def _copies(folder: Path) -> int:
+    """Pictures of winners that a later round of the nested pool did not beat."""
+    rows = [json.loads(row) for row in (folder / "candidates.jsonl").read_text().splitlines()]
+    own = {row["seed"]: row["round"] for row in rows}
+    records = [json.loads(p.read_text()) for p in folder.glob("prompt@*.json")]
+    return sum(own[r["best_noise_seed"]] != r["search_round"] for r in records)
+
+
+def test_shares_come_with_an_interval() -> None:
+    assert shapes.share([True] * 10) == " 100%  [100%, 100%]"
+    assert shapes.share([True, False] * 50).startswith("  50%  [4")

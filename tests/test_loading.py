@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import PNDMScheduler
+from diffusers import PNDMScheduler, SCMScheduler
 
 from pipelines.loading import (
+    RESERVED,
     check_call_args,
     choose_device,
     load_pipeline,
@@ -17,14 +20,13 @@ from pipelines.loading import (
     local_steps,
     pipeline_index,
     refuse_reserved,
-    refuse_videos,
 )
 from utils import UserError
 
 FLUX = "shapes/models/shapes-flux"
 
 
-@pytest.mark.parametrize("name", ["prompt", "latents", "generator", "num_images_per_prompt"])
+@pytest.mark.parametrize("name", RESERVED)
 def test_what_the_search_sets_is_reserved(name: str) -> None:
     with pytest.raises(UserError, match=f"'{name}' cannot stand in pipeline_call_args"):
         refuse_reserved({name: 1})
@@ -51,15 +53,61 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
         check_call_args(index(tmp_path, json.dumps({"_class_name": "FluxxPipeline"})), {})
 
 
-def test_videos_are_refused_before_they_are_paid_for(tmp_path: Path) -> None:
-    refuse_videos(FLUX)
-    with pytest.raises(UserError, match="LTXPipeline makes videos"):
-        refuse_videos(index(tmp_path, json.dumps({"_class_name": "LTXPipeline"})))
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("[1]", "names no pipeline"),
+        ("{}", "names no pipeline"),
+        ('{"_class_name": ["my_file", "MyPipeline"]}', "which diffusers does not have"),
+        ('{"_class_name": "UNet2DModel"}', "which is no pipeline"),
+        ('{"_class_name": "AudioDiffusionPipeline"}', "install librosa first"),
+    ],
+)
+def test_an_index_that_names_no_pipeline_of_diffusers_is_refused(
+    content: str, match: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=match):
+        check_call_args(index(tmp_path, content), {})
+
+
+def test_an_index_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(UserError, match=r"no UTF-8 text"):
+        pipeline_index(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "match"),
+    [
+        (None, "has no scheduler"),
+        ([None, None], "has no scheduler"),
+        (["diffusers", "DDIMMScheduler"], r"does not have \(the nearest is DDIMScheduler\)"),
+        (["diffusers", "DDIMScheduler"], r"cannot be loaded: .* no file named scheduler_config"),
+    ],
+)
+def test_a_checkpoint_without_its_scheduler_is_refused(
+    scheduler: Any, match: str, tmp_path: Path
+) -> None:
+    content = {"_class_name": "FluxPipeline", "scheduler": scheduler}
+    with pytest.raises(UserError, match=match):
+        load_scheduler(index(tmp_path, json.dumps(content)))
+
+
+def test_a_checkpoint_without_its_weights_is_one_sentence(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(FLUX, folder)
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"cannot be loaded: .* no file named") as e:
+        load_pipeline(str(folder), "fp32", "cpu")
+    assert "\n" not in str(e.value)
 
 
 def test_a_hub_id_that_cannot_be_reached_is_one_sentence() -> None:
     with pytest.raises(UserError, match="neither a folder here nor to be had from the hub") as e:
         pipeline_index("nobody/nothing")
+    assert "\n" not in str(e.value)
+    with pytest.raises(UserError, match="'nobody/nothing' cannot be loaded") as e:
+        load_pipeline("nobody/nothing", "fp32", "cpu")
     assert "\n" not in str(e.value)
 
 
@@ -70,6 +118,13 @@ def test_local_files_tell_how_many_steps_there_are(tmp_path: Path) -> None:
     index(tmp_path, json.dumps({"_class_name": "X", "scheduler": ["diffusers", "PNDMScheduler"]}))
     assert local_steps(str(tmp_path), 20) == 21
     assert local_steps("owner/name", 20) is None
+
+
+def test_steps_that_only_the_pipeline_can_set_are_not_guessed(tmp_path: Path) -> None:
+    """SCM's set_timesteps takes two steps, or arguments that its pipeline works out."""
+    SCMScheduler().save_pretrained(tmp_path / "scheduler")
+    names = {"_class_name": "SanaSprintPipeline", "scheduler": ["diffusers", "SCMScheduler"]}
+    assert local_steps(index(tmp_path, json.dumps(names)), 4) is None
 
 
 def test_the_scheduler_loads_alone() -> None:
@@ -85,5 +140,6 @@ def test_weights_load_in_the_dtype_asked_for(name: str, dtype: torch.dtype) -> N
 def test_devices() -> None:
     assert choose_device("cpu") == "cpu"
     assert choose_device("auto") in ("cpu", "mps")
-    with pytest.raises(UserError, match="no device 'cuda:1' here"):
-        choose_device("cuda:1")
+    for missing in ("cuda:1", "gpu", "hpu"):
+        with pytest.raises(UserError, match=f"no device '{missing}' here"):
+            choose_device(missing)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from experiment import collage
+from experiment import collage, drawing
 from process_results import main
 from utils import ROOT, prompt_stem
 
@@ -120,7 +120,7 @@ def test_the_label_lies_in_the_upper_left_corner_and_is_not_clipped(
     image = picture.crop((left, bottom - size, left + size, bottom))
     label = image.crop((0, 0, size, size // 4))
     colours = {colour for _, colour in label.getcolors(1 << 24) or []}
-    assert collage.LABEL in colours  # the letters
+    assert drawing.LABEL in colours  # the letters
     assert any(sum(colour) < 200 for colour in colours)  # the strip behind them
     for edge in ((0, 0, 1, size), (size - 1, 0, size, size), (0, size // 4, size, size)):
         assert image.crop(edge).getcolors() == [((edge[2] - edge[0]) * (edge[3] - edge[1]), GREY)]
@@ -135,7 +135,7 @@ def test_the_best_round_is_framed(run: Run) -> None:
         run.round(number, [score])
     process(run.folder)
     picture = Image.open(run.folder / "collage_a_tiny_astronaut_i@1-5.png")
-    framed = columns_of(picture, collage.WINNER, picture.height - 20)
+    framed = columns_of(picture, drawing.WINNER, picture.height - 20)
     second = range(6 + 128 + 6 - 3, 6 + 2 * (128 + 6))  # after a gap of 6, with a frame of 3
     assert framed and set(framed) <= set(second)
 
@@ -144,7 +144,7 @@ def test_nothing_is_framed_without_a_score(run: Run) -> None:
     run.round(1, [None])
     process(run.folder)
     picture = Image.open(run.folder / "collage_a_tiny_astronaut_i@1-1.png")
-    assert collage.WINNER not in {colour for _, colour in picture.getcolors(1 << 24) or []}
+    assert drawing.WINNER not in {colour for _, colour in picture.getcolors(1 << 24) or []}
 
 
 def test_what_the_run_chose_as_its_best_is_framed(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_what_the_run_chose_as_its_best_is_framed(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     process(tmp_path)
     picture = Image.open(tmp_path / "collage_a_tiny_astronaut_i@1-2.png")
-    assert max(columns_of(picture, collage.WINNER, picture.height - 20)) < picture.width / 2
+    assert max(columns_of(picture, drawing.WINNER, picture.height - 20)) < picture.width / 2
 
 
 def test_many_rounds_wrap(run: Run) -> None:
@@ -206,9 +206,9 @@ def test_per_round_adds_a_grid_of_all_candidates(run: Run) -> None:
     picture = Image.open(run.folder / "round_a_tiny_astronaut_i@2.png")
     last, first = picture.height - 40, picture.height - 190
     assert (tiles_in(picture, first), tiles_in(picture, last)) == (3, 2)
-    framed = columns_of(picture, collage.WINNER, last)
+    framed = columns_of(picture, drawing.WINNER, last)
     assert framed and min(framed) > 128  # the fifth of the round is the second of its row
-    assert not columns_of(picture, collage.WINNER, first)
+    assert not columns_of(picture, drawing.WINNER, first)
 
 
 def test_grids_name_what_became_of_each_candidate(tmp_path: Path) -> None:
@@ -262,12 +262,16 @@ def test_a_damaged_image_is_named_and_left_out(
     assert "warning" in warning and bad.name in warning
 
 
-def test_videos_are_left_out_by_name(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_video_is_named_once_and_left_out(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     run.round(1, [0.1])
     video = run.round(2, [0.2]).with_suffix(".mp4")
     video.write_bytes(b"")
     assert process(run.folder) == 0
-    assert f"{video.name} is left out: it is a video" in capsys.readouterr().err
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert f"{video.name} is left out: it cannot be read as MP4" in warning
+    assert made(run.folder) == [f"collage_a_tiny_astronaut_i@1-2.{kind}" for kind in ("mp4", "png")]
 
 
 def test_a_folder_without_one_readable_image_fails(
@@ -333,7 +337,7 @@ def test_odd_sizes_are_drawn(tmp_path: Path, size: tuple[int, int]) -> None:
 
 
 def test_pictures_keep_the_longest_side(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collage, "LONGEST_SIDE", 400)
+    monkeypatch.setattr(drawing, "LONGEST_SIDE", 400)
     for number in range(1, 9):
         run.round(number, [0.5])
     process(run.folder)
@@ -343,7 +347,7 @@ def test_pictures_keep_the_longest_side(run: Run, monkeypatch: pytest.MonkeyPatc
 
 
 def test_pictures_keep_the_number_of_pixels(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collage, "MOST_PIXELS", 60_000)
+    monkeypatch.setattr(drawing, "MOST_PIXELS", 60_000)
     run.round(1, [0.1 * n for n in range(16)])
     process(run.folder, "--per_round")
     picture = Image.open(run.folder / "round_a_tiny_astronaut_i@1.png")

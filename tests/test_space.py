@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler, IPNDMScheduler
 
 from pipelines.batching import ladder, spans
 from pipelines.denoiser import Denoiser
 from pipelines.space import LatentSpace, unit_noise
+from search.core import Candidates
 from tests.families import FAMILIES, PROMPT
 from utils import UserError
 
@@ -27,9 +28,10 @@ def denoiser(request: pytest.FixtureRequest) -> Denoiser:
     return built(request.param)
 
 
-def raw(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+def raw(seed: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The Gaussian that plain diffusers draws for a seed, before any packing."""
-    return torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn((1, *shape), generator=generator, dtype=dtype)
 
 
 def test_the_spatial_view_of_a_draw_is_the_raw_gaussian(denoiser: Denoiser) -> None:
@@ -60,12 +62,20 @@ def test_neighbours_lie_on_their_pivots_shell(denoiser: Denoiser) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["sdxl", "flux", "qwen_image", "ltx"])
 def test_the_layout_is_learned_in_half_precision_too(name: str, dtype: torch.dtype) -> None:
-    """SDXL's Euler multiplies its noise by 13, which coarse formats must survive."""
+    """SDXL's Euler multiplies its noise by 6 here, which coarse formats must survive."""
     denoiser = Denoiser(FAMILIES[name].build().to(dtype), FAMILIES[name].call_args)
     layout = denoiser.layout(PROMPT)
     whole = built(name).layout(PROMPT)
     assert torch.equal(layout.index, whole.index)
     assert layout.shape == whole.shape
+    assert layout.scale == pytest.approx(whole.scale, rel=torch.finfo(dtype).eps)
+    space = LatentSpace(denoiser, PROMPT)
+    drawn = space.draw(2)
+    # Latents are rounded once when drawn and once when scaled; LTX draws its noise in float32.
+    assert drawn.latents.dtype == (torch.float32 if name == "ltx" else dtype)
+    for seed, unit in zip(drawn.seeds, space.spatial(drawn.latents), strict=True):
+        expected = raw(seed, unit.shape, drawn.latents.dtype)[0].float()
+        assert torch.allclose(unit, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_a_scaled_draw_has_unit_variance_in_the_spatial_view() -> None:
@@ -82,6 +92,15 @@ def test_image_to_image_has_no_spatial_view_and_starts_late() -> None:
     assert 0 < drawn.step < space.steps
     with pytest.raises(UserError, match="starts from an image"):
         space.spatial(drawn.latents)
+
+
+def test_drawing_asks_for_no_way_back_to_noise() -> None:
+    """iPNDM has none, and best of N needs none."""
+    space = LatentSpace(built("sd15", scheduler=IPNDMScheduler()), PROMPT)
+    drawn = space.draw(2)
+    assert space.steps == 6
+    with pytest.raises(UserError, match="no forward process"):
+        space.renoise(Candidates(drawn.latents, 6, drawn.seeds), to=3)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +124,56 @@ def test_draws_do_not_depend_on_how_they_are_asked_for(sd15: Denoiser) -> None:
     parts = [other.draw(2), other.draw(3)]
     assert torch.equal(whole.latents, torch.cat([p.latents for p in parts]))
     assert whole.seeds == parts[0].seeds + parts[1].seeds
+
+
+def test_every_seed_has_a_recipe_that_names_what_it_was_made_of(sd15: Denoiser) -> None:
+    space = LatentSpace(sd15, PROMPT)
+    drawn = space.draw(1)
+    near = space.perturb(drawn, 2, 0.5)
+    back = space.renoise(Candidates(drawn.latents, 6, drawn.seeds), to=4)
+    fork = space.fork(back, [0])
+    (first,), (second, third) = drawn.seeds, near.seeds
+    assert space.recipes == {
+        first: {"op": "draw", "index": 0},
+        second: {"op": "perturb", "of": first, "cosine": 0.5, "index": 1},
+        third: {"op": "perturb", "of": first, "cosine": 0.5, "index": 2},
+        back.seeds[0]: {"op": "renoise", "of": first, "to": 4, "index": 3},
+        fork.seeds[0]: {"op": "fork", "of": back.seeds[0], "index": 4},
+    }
+
+
+def test_neighbours_carry_their_pivots_parents_and_move_by_their_seeds_alone(
+    sd15: Denoiser,
+) -> None:
+    space = LatentSpace(sd15, PROMPT)
+    pivots = space.draw(2)
+    for step in (0, 3):
+        at = Candidates(pivots.latents, step, pivots.seeds, parents=((7,), (8, 9)))
+        near = space.perturb(at, 2, 0.9)
+        assert near.step == step
+        assert near.parents == ((7,), (7,), (8, 9), (8, 9))
+        assert len({*near.seeds}) == 4
+        assert not torch.equal(near.latents[0], near.latents[1])
+    again = LatentSpace(sd15, PROMPT)
+    pool = again.draw(2)
+    near, later = space.perturb(pivots, 1, 0.9), again.perturb(pool, 5, 0.9)
+    # Both spaces' twelfth seed moves the second pivot.
+    assert near.seeds[1] == later.seeds[9]
+    assert torch.equal(near.latents[1], later.latents[9])
+
+
+def test_forks_part_by_their_seeds_alone() -> None:
+    """Under a stochastic scheduler copies of one point go different ways, each again the same."""
+    family = FAMILIES["sd15"]
+    denoiser = Denoiser(family.build(), {**family.call_args, "eta": 1.0})
+    space = LatentSpace(denoiser, PROMPT)
+    drawn = space.draw(1)
+    half = denoiser.denoise(PROMPT, drawn.latents, drawn.seeds, 0, 3)
+    forks = space.fork(Candidates(half.latents, 3, drawn.seeds), [0, 0])
+    assert torch.equal(forks.latents[0], forks.latents[1])
+    ends = [denoiser.denoise(PROMPT, forks.latents, forks.seeds, 3, 6).latents for _ in range(2)]
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0][0], ends[0][1])
 
 
 def test_seeds_that_meet_by_chance_are_passed_over(

@@ -34,7 +34,7 @@ from diffusers import (
 from PIL import Image
 
 from pipelines.denoiser import Denoiser, _remembered, denoisers
-from pipelines.window import StepWindow, Stretch
+from pipelines.window import StepWindow, Stretch, _substituted
 from tests.families import FAMILIES, PROMPT, Family
 from utils import UserError
 
@@ -157,8 +157,11 @@ def _first(kwargs: dict[str, Any]) -> Any:
 def test_the_pipeline_is_left_as_it_was(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = family.build()
     denoiser = Denoiser(pipe, family.call_args)
-    expected, latents = ours(denoiser, SEEDS, (2,))  # a first call adds what diffusers keeps
-    scheduler, before = pipe.scheduler, set(vars(pipe))
+    untouched = family.build()
+    plain(family, untouched, SEEDS)  # a call leaves attributes of diffusers' own behind
+    kept = set(vars(untouched)) | {"encode_prompt"} & {*dir(untouched)}
+    scheduler = pipe.scheduler
+    expected, latents = ours(denoiser, SEEDS, (2,))
     drawing = sys.modules[type(pipe).__module__].randn_tensor
     steps, drawn = denoiser.steps(PROMPT), denoiser.draw(PROMPT, SEEDS)
 
@@ -175,7 +178,7 @@ def test_the_pipeline_is_left_as_it_was(family: Family, monkeypatch: pytest.Monk
         broken.setattr(torch, "randn", breaks)
         denoiser.draw(PROMPT, SEEDS)
     assert pipe.scheduler is scheduler
-    assert set(vars(pipe)) == before
+    assert set(vars(pipe)) == kept
     assert sys.modules[type(pipe).__module__].randn_tensor is drawing
     assert same(ours(denoiser, SEEDS)[0], expected)
 
@@ -234,6 +237,23 @@ def test_the_noise_of_stochastic_steps_is_keyed_by_seed_and_step(name: str) -> N
     drawn = denoiser.draw(PROMPT, SEEDS).latents
     other = denoiser.denoise(PROMPT, drawn, (SEEDS[0], 99), 0, denoiser.steps(PROMPT)).latents
     assert torch.equal(other[0], latents[0]) and not torch.equal(other[1], latents[1])
+
+
+def test_no_two_steps_and_no_two_seeds_share_their_noise() -> None:
+    stand_in = StepWindow(DDPMScheduler(), Stretch(0, None, None, SEEDS))
+    drawn = {float(torch.rand(1, generator=g)) for k in (1, 2) for g in stand_in._generators(k, 2)}
+    assert len(drawn) == 4
+    copied = [float(torch.rand(1, generator=g)) for g in stand_in._generators(1, 4)]
+    assert copied[:2] == copied[2:]  # guidance's copies of a candidate move with it
+
+
+def test_only_the_first_noise_drawn_is_the_loops_state() -> None:
+    noises = iter((torch.zeros(1, 3), torch.ones(1, 3)))
+    stand_in = StepWindow(DDIMScheduler(), Stretch(0, None, None, (0,)))
+    draw = _substituted(lambda: next(noises), stand_in)
+    first, second = draw(), draw()
+    assert stand_in.state is first
+    assert second.sum() == 3
 
 
 def test_the_last_clean_estimate_is_the_final_latents(family: Family, denoiser: Denoiser) -> None:
@@ -492,6 +512,23 @@ def test_a_pipeline_that_copies_its_scheduler_is_refused() -> None:
     stand_in = StepWindow(FlowMatchEulerDiscreteScheduler(), Stretch(0, None, None, (0,)))
     with pytest.raises(UserError, match="second set of latents"):
         copy.deepcopy(stand_in)
+
+
+class Connected(StableDiffusionPipeline):
+    """Runs a model before its loop, as pipelines with a text connector do."""
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        encoded = super().encode_prompt(*args, **kwargs)
+        self.unet(torch.zeros(1, 4, 8, 8), 0, encoded[0][:1])
+        return encoded
+
+
+def test_a_model_that_runs_before_the_loop_neither_counts_nor_ends_the_draw() -> None:
+    family = FAMILIES["sd15"]
+    denoiser = Denoiser(recast(Connected, family), family.call_args)
+    images, _ = ours(denoiser, SEEDS)
+    assert same(images, plain(family, family.build(), SEEDS))
+    assert denoiser._rows == 2 * len(SEEDS) * denoiser.steps(PROMPT)
 
 
 class NeverAsked(StableDiffusionPipeline):
