@@ -159,6 +159,9 @@ class ExperimentConfig(Part):
     pretrained_model_name_or_path: str
     torch_dtype: Literal["fp32", "fp16", "bf16"] = "bf16"
     pipeline_call_args: dict[str, Any] = Field(default_factory=dict)
+    scheduler: dict[str, Any] | None = Field(
+        None, description="replaces the checkpoint's: its _class_name in diffusers, and options"
+    )
     verifier_args: VerifierArgs = Field(default_factory=VerifierArgs)
     search_args: SearchArgs = Field(default_factory=SearchArgs)
     export_args: ExportArgs | None = None

@@ -85,7 +85,8 @@ class Plan:
         if not Path(self.checkpoint).is_dir():
             return "; not here, so its pipeline and scheduler are unknown until it is loaded"
         index = pipeline_index(self.checkpoint)
-        return f": {index['_class_name']}, {index['scheduler'][1]}"
+        scheduler = (self.config.scheduler or {}).get("_class_name") or index["scheduler"][1]
+        return f": {index['_class_name']}, {scheduler}"
 
 
 def make_plan(config: ExperimentConfig, checkpoint: str, prompts: list[Prompt]) -> Plan:
@@ -120,12 +121,12 @@ def refuse_cuts(config: ExperimentConfig, checkpoint: str) -> None:
     method = config.search_args.search_method
     if "midway" not in config.search_args.build().needs:
         return
-    scheduler = load_scheduler(checkpoint)
+    scheduler = load_scheduler(checkpoint, config.scheduler)
     if not is_one_step(scheduler):
         raise UserError(
             f"The search method '{method}' stops between steps, but {type(scheduler).__name__}"
-            " keeps a history of them: use a checkpoint whose scheduler is DDIMScheduler,"
-            " EulerDiscreteScheduler or FlowMatchEulerDiscreteScheduler."
+            ' keeps a history of them: set "scheduler" to {"_class_name": "DDIMScheduler"},'
+            " EulerDiscreteScheduler, or for flow models FlowMatchEulerDiscreteScheduler."
         )
 
 
@@ -138,7 +139,7 @@ def _steps(config: ExperimentConfig, checkpoint: str) -> int | None:
         raise UserError(
             f"pipeline_call_args.num_inference_steps must be a whole number from 1, not {wanted!r}."
         )
-    return local_steps(checkpoint, wanted) or wanted
+    return local_steps(checkpoint, wanted, config.scheduler) or wanted
 
 
 def _extent(config: ExperimentConfig, steps: int, answer: Callable[[int], float]) -> Extent:

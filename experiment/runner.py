@@ -20,6 +20,7 @@ from pipelines.loading import (
     choose_device,
     hush,
     load_pipeline,
+    load_scheduler,
     refuse_reserved,
 )
 from pipelines.space import LatentSpace
@@ -46,11 +47,17 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
     verifier = _built(config.verifier_args)
     judges = _numbered([_built(judge) for judge in config.judges])
     check_call_args(planned.checkpoint, config.pipeline_call_args)
+    if config.scheduler is not None:
+        load_scheduler(planned.checkpoint, config.scheduler)  # a wrong one is refused here
     refuse_cuts(config, planned.checkpoint)
     device = choose_device(config.engine_args.device)
 
     pipe = load_pipeline(
-        planned.checkpoint, config.torch_dtype, device, low_memory=config.use_low_gpu_vram
+        planned.checkpoint,
+        config.torch_dtype,
+        device,
+        scheduler=config.scheduler,
+        low_memory=config.use_low_gpu_vram,
     )
     for judge in (verifier, *judges.values()):
         judge.load(device)

@@ -114,7 +114,9 @@ def check_call_args(checkpoint: str, call_args: Mapping[str, Any]) -> None:
             )
 
 
-def local_steps(checkpoint: str, inference_steps: int) -> int | None:
+def local_steps(
+    checkpoint: str, inference_steps: int, wanted: Mapping[str, Any] | None = None
+) -> int | None:
     """Scheduler steps of a run, if the checkpoint's own files are here to tell; loads no weights.
 
     Most schedulers take one for each inference step, some more (PNDM, Heun).
@@ -124,7 +126,7 @@ def local_steps(checkpoint: str, inference_steps: int) -> int | None:
         return None
     from pipelines.schedule import set_steps
 
-    scheduler = load_scheduler(str(checkpoint))
+    scheduler = load_scheduler(str(checkpoint), wanted)
     try:
         set_steps(scheduler, inference_steps)
     except Exception:  # a scheduler that only its pipeline knows how to set
@@ -132,18 +134,35 @@ def local_steps(checkpoint: str, inference_steps: int) -> int | None:
     return len(scheduler.timesteps)
 
 
-def load_scheduler(checkpoint: str) -> Any:
-    """The checkpoint's scheduler alone."""
+def load_scheduler(checkpoint: str, wanted: Mapping[str, Any] | None = None) -> Any:
+    """The checkpoint's scheduler alone, or the one wanted in its place."""
     named = pipeline_index(checkpoint).get("scheduler")
     if not isinstance(named, list) or len(named) != 2 or named[1] is None:
         raise UserError(f"'{checkpoint}' has no scheduler in its model_index.json.")
     scheduler_class = _diffusers_class(checkpoint, named[1], "Scheduler")
     try:
-        return scheduler_class.from_pretrained(checkpoint, subfolder="scheduler")
+        own = scheduler_class.from_pretrained(checkpoint, subfolder="scheduler")
     except (OSError, ValueError) as error:
         raise UserError(
             f"The scheduler of '{checkpoint}' cannot be loaded: {_sentence(error)}"
         ) from error
+    return replaced_scheduler(own, wanted)
+
+
+def replaced_scheduler(own: Any, wanted: Mapping[str, Any] | None) -> Any:
+    """The scheduler that the config names, with the checkpoint's settings where it names none."""
+    if wanted is None:
+        return own
+    options = dict(wanted)
+    scheduler_class = _diffusers_class("The config", options.pop("_class_name", None), "Scheduler")
+    known = set(inspect.signature(scheduler_class.__init__).parameters) - {"self"}
+    for option in options:
+        if option not in known:
+            raise UserError(
+                f"{scheduler_class.__name__} has no option '{option}':"
+                f" {did_you_mean(option, known)}"
+            )
+    return scheduler_class.from_config(own.config, **options)
 
 
 def choose_device(wanted: str) -> str:
@@ -163,10 +182,18 @@ def choose_device(wanted: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def load_pipeline(checkpoint: str, dtype: str, device: str, *, low_memory: bool = False) -> Any:
+def load_pipeline(
+    checkpoint: str,
+    dtype: str,
+    device: str,
+    *,
+    scheduler: Mapping[str, Any] | None = None,
+    low_memory: bool = False,
+) -> Any:
     """The pipeline with its weights, on its device.
 
-    low_memory: each component waits on the CPU while it is not in use.
+    scheduler: class and options of one to replace the checkpoint's. low_memory: each component
+    waits on the CPU while it is not in use.
     """
     import torch
     from diffusers import DiffusionPipeline
@@ -179,6 +206,8 @@ def load_pipeline(checkpoint: str, dtype: str, device: str, *, low_memory: bool 
         raise UserError(
             f"The checkpoint '{checkpoint}' cannot be loaded: {_sentence(error)}"
         ) from error
+    if scheduler is not None:
+        pipe.register_modules(scheduler=replaced_scheduler(pipe.scheduler, scheduler))
     if low_memory and device != "cpu":
         pipe.enable_model_cpu_offload(device=device)
     else:

@@ -143,3 +143,30 @@ def test_devices() -> None:
     for missing in ("cuda:1", "gpu", "hpu"):
         with pytest.raises(UserError, match=f"no device '{missing}' here"):
             choose_device(missing)
+
+
+def test_a_config_can_replace_the_scheduler() -> None:
+    sd = "shapes/models/shapes-sd"
+    found = load_scheduler(sd, {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True})
+    assert type(found).__name__ == "EulerDiscreteScheduler"
+    assert found.config.beta_schedule == "scaled_linear"  # the checkpoint's own
+    assert found.config.use_karras_sigmas
+    pipe = load_pipeline(sd, "fp32", "cpu", scheduler={"_class_name": "PNDMScheduler"})
+    assert type(pipe.scheduler).__name__ == "PNDMScheduler"
+    # the warm-up of its Runge-Kutta steps takes 9 calls more (Liu et al. 2022)
+    assert local_steps(sd, 20, {"_class_name": "PNDMScheduler"}) == 29
+    quick = {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
+    assert local_steps(sd, 20, quick) == 21
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"_class_name": "DDIMSheduler"}, "DDIMSheduler, which diffusers does not have"),
+        ({"_class_name": "DDIMScheduler", "beta_strat": 0}, "did you mean 'beta_start'"),
+        ({"beta_start": 0.1}, "None, which diffusers does not have"),
+    ],
+)
+def test_a_wrong_scheduler_is_refused(wanted: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_scheduler("shapes/models/shapes-sd", wanted)

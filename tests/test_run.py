@@ -269,6 +269,18 @@ def test_a_verifier_may_ask_for_a_preview_of_each_finished_image(tmp_path: Path)
         assert (late / row["path"]).read_bytes() == (plain / same["path"]).read_bytes()
 
 
+def test_a_replaced_scheduler_with_a_history_runs_whole(tmp_path: Path) -> None:
+    """PNDM takes a step more than it is asked for, and costs it."""
+    content = json.loads(Path("configs/shapes_sd.json").read_text())
+    content["pipeline_call_args"]["num_inference_steps"] = 5
+    content["scheduler"] = {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
+    content |= {"prompt": PROMPT, "search_args": {"search_rounds": 1}}
+    folder = run(parse_config(content), str(tmp_path)).folder
+    assert [(row["nfe"], row["rows"]) for row in rows_of(folder)] == [(6, 12)] * 2
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["scheduler"]["_class_name"] == "PNDMScheduler"
+
+
 HARD = [
     "a red circle 🎨🔥",
     "quotes \" and ' and `",
