@@ -95,6 +95,11 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(
+            "Interrupted: the rounds that were complete are in the run's folder.", file=sys.stderr
+        )
+        return 130
 
 
 if __name__ == "__main__":

@@ -37,13 +37,13 @@ SEARCH_KEYS = ("search_method", "search_rounds")
 class Part(BaseModel):
     """A part of the config: immutable, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Options(BaseModel):
     """A part whose further keys are the options of the class that it names."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -62,6 +62,8 @@ class VerifierArgs(Options):
         own, _ = verifiers.split_options(build, self.options)
         check_options(f"The verifier '{self.name}'", build, own)
         _check_types(build, own)
+        for member in own.get("verifiers", ()):
+            VerifierArgs.model_validate({k: v for k, v in member.items() if k != "weight"})
         self.make()
         return self
 
@@ -176,7 +178,7 @@ class ExperimentConfig(Part):
     seed: int = Field(0, ge=0)
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, title="Experiment"
+        extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True, title="Experiment"
     )
 
     @field_validator("num_prompts")
@@ -184,6 +186,13 @@ class ExperimentConfig(Part):
     def _some(cls, value: int | str | None) -> int | str | None:
         if isinstance(value, int) and value < 1:
             raise ValueError(f"must be at least 1, not {value}")
+        return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_blank(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("is blank: write what the image should show")
         return value
 
     @property

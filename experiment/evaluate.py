@@ -88,6 +88,8 @@ class Evaluator:
 
     def __call__(self, rollout: Rollout) -> tuple[Scored, Cost]:
         """The scored candidates in the rollout's order, and the cost as measured."""
+        if rollout.score:
+            self._keep(rollout, ())  # the last round closes on the values that its search was sent
         batches = [
             self._batch(rollout, rollout.candidates.select(range(a, b)))
             for a, b in spans(len(rollout.candidates), self._batch_size)

@@ -24,6 +24,7 @@ from search.play import play
 from utils import UserError
 from verifiers.base import metric_name
 
+MOST_AT_ONCE = 2**20
 OFFERED = frozenset({"midway"})  # what pipelines can do for a search so far
 
 
@@ -104,7 +105,10 @@ def make_plan(config: ExperimentConfig, checkpoint: str, prompts: list[Prompt]) 
     if config.rounds is None and budget.nfe is None and budget.verifications is None:
         return Plan(config, checkpoint, prompts, steps, None, None)
     ends = [_extent(config, steps or 1, answer) for answer in (_rising, _falling)]
-    least, most = sorted(ends, key=lambda end: end.nfe)
+    least, most = (
+        Extent(*(which(getattr(end, name) for end in ends) for name in ("rounds", "images", "nfe")))
+        for which in (min, max)
+    )
     return Plan(config, checkpoint, prompts, steps, least, most)
 
 
@@ -135,7 +139,7 @@ def _steps(config: ExperimentConfig, checkpoint: str) -> int | None:
     wanted = config.pipeline_call_args.get("num_inference_steps")
     if wanted is None:
         return None
-    if not isinstance(wanted, int) or wanted < 1:
+    if type(wanted) is not int or wanted < 1:
         raise UserError(
             f"pipeline_call_args.num_inference_steps must be a whole number from 1, not {wanted!r}."
         )
@@ -209,6 +213,11 @@ class _Nowhere:
 
     @staticmethod
     def _points(n: int, step: int) -> Candidates:
+        if n > MOST_AT_ONCE:
+            raise UserError(
+                f"A round would ask for {n} candidates at once: lower search_args.search_rounds or"
+                " the budget."
+            )
         return Candidates(torch.ones(n, 1), step, tuple(range(n)))
 
 

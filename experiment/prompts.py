@@ -48,7 +48,7 @@ def read_prompts(path: Path) -> list[tuple[str, str | None]]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The prompt file '{path}' cannot be read as UTF-8: {error}.") from error
-    pairs = [line.partition("\t") for line in lines if line.strip()]
+    pairs = [line.partition("\t") for line in lines if line.partition("\t")[0].strip()]
     return [(text.strip(), category.strip() or None) for text, _, category in pairs]
 
 

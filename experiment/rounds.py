@@ -54,12 +54,14 @@ class RoundBook:
         verifier: Chosen,
         judges: Mapping[str, Chosen],
         values: Mapping[int, float],
+        label: str | None = None,
     ) -> None:
         self._store = store
         self._prompt = prompt
         self._verifier = verifier
         self._judges = judges
         self._values = values
+        self._label = label
         self._number = 0
         self._entries: list[Evaluated] = []
         self._paths: dict[int, str] = {}
@@ -146,7 +148,9 @@ class RoundBook:
         """Write the pictures that waited; of a rejected round only the prompt's best so far."""
         best = self.best
         for entry in self._entries:
-            wanted = not rejected or (best is not None and entry.id == best.id)
+            leads = best is not None and entry.id == best.id
+            # In a pool the order still moves: one that was passed over may yet come out best.
+            wanted = not rejected or leads or self._verifier.pooled
             if entry.media is not None and wanted:
                 self._saved(entry)
                 kept = self._known[entry.id]
@@ -156,7 +160,7 @@ class RoundBook:
         """The winner with the judges' scores, which it may have from an earlier round."""
         if winner.judged or winner.path is None or not self._judges:
             return winner
-        item = Item(self.media(winner), self._prompt.text)
+        item = Item(self.media(winner), self._prompt.text, label=self._label)
         judged = {name: judge.score([item])[0] for name, judge in self._judges.items()}
         self._known[winner.id] = replace(winner, judged=judged)
         return self._known[winner.id]
@@ -213,11 +217,10 @@ class RoundBook:
 
 def recorded(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
     """What each verifier gave, aspect by aspect; an ensemble's members stand beside it."""
-    flat: dict[str, dict[str, float]] = {}
+    flat = {name: dict(score.aspects) for name, score in scores.items()}
     for name, score in scores.items():
-        flat[name] = dict(score.aspects)
         for member, own in score.members.items():
-            flat[member] = dict(own.aspects)
+            flat[f"{name}.{member}" if member in flat else member] = dict(own.aspects)
     return flat
 
 

@@ -27,7 +27,7 @@ from pipelines.space import LatentSpace
 from search.core import Rollout
 from search.ledger import Cost, Ledger
 from search.play import play
-from utils import find_checkpoint, json_number, significant
+from utils import UserError, find_checkpoint, json_number, significant
 from verifiers.base import Chosen, Item
 
 BATCH_SIZE = 8  # per image 0.29 s at 1, 0.15 s at 8, 0.17 s at 16 (bundled FLUX, 2 cores)
@@ -46,6 +46,9 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
     hush()
     verifier = _built(config.verifier_args)
     judges = _numbered([_built(judge) for judge in config.judges])
+    for name, judge in judges.items():
+        if judge.preview_noise is not None:
+            raise UserError(f"'{name}' wants previews, which only verifier_args gets, not a judge.")
     check_call_args(planned.checkpoint, config.pipeline_call_args)
     if config.scheduler is not None:
         load_scheduler(planned.checkpoint, config.scheduler)  # a wrong one is refused here
@@ -64,10 +67,12 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
     denoiser = Denoiser(pipe, config.pipeline_call_args)
 
     batch_size = _batch_size(config, denoiser)
+    _try_call(denoiser, planned.prompts[0], batch_size)
     store = RunStore.create(output_dir, config)
     store.write_json("config.json", _saved(config, batch_size))
     ran_on = manifest(pipe, planned.checkpoint, device)
-    ran_on["rubrics"] = {judge.name: judge.rubric_hash for judge in (verifier, *judges.values())}
+    asked = {"verifier": verifier, **judges}
+    ran_on["rubrics"] = {name: judge.rubric_hash for name, judge in asked.items()}
     store.write_json("manifest.json", ran_on)
     print(f"Results go to {store.folder}", flush=True)
     experiment = Experiment(config, denoiser, verifier, judges, store, planned, batch_size)
@@ -79,6 +84,15 @@ def _built(args: VerifierArgs) -> Chosen:
     made = args.make()
     made.check()
     return made
+
+
+def _try_call(denoiser: Denoiser, prompt: Prompt, batch_size: int) -> None:
+    """Call the pipeline up to its first step: what it refuses, it refuses here."""
+    try:
+        denoiser.steps(prompt.text, batch_size)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"The pipeline refuses its call arguments: {reason}.") from error
 
 
 def _numbered(judges: Sequence[Chosen]) -> dict[str, Chosen]:
@@ -179,7 +193,9 @@ class Experiment:
         )
         ledger = Ledger(config.budget.build())
         values: dict[int, float] = {}
-        book = RoundBook(self.store, prompt, self.verifier, self.judges, values)
+        book = RoundBook(
+            self.store, prompt, self.verifier, self.judges, values, self.denoiser.label
+        )
         with self._progress(prompt) as bar:
 
             def keep(rollout: Rollout, batch: Sequence[Evaluated]) -> None:

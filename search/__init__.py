@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Any
 
@@ -20,6 +21,11 @@ def search_class(name: str) -> Any:
         raise UserError(f"There is no search method '{name}': {did_you_mean(name, SEARCHES)}")
     module, _, attribute = path.partition(":")
     try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = getattr(import_module(module), attribute)
+    except Exception as error:  # a user's own module can fail in any way as it is imported
         raise UserError(f"The search method '{name}' cannot be imported: {error}.") from error
+    if not (is_dataclass(found) and hasattr(found, "flow")):
+        raise UserError(
+            f"'{name}' is no search method: it must be a dataclass with a method 'flow'."
+        )
+    return found

@@ -73,6 +73,34 @@ CONFIGS = [
         "no metric 'b'",
     ),
     ({"verifier_args": {"name": "ensemble"}}, "needs members"),
+    (
+        {
+            "verifier_args": {
+                "name": "ensemble",
+                "verifiers": [{**BASE["verifier_args"], "batch_size": "big"}],
+            }
+        },
+        "batch_size",
+    ),
+    (
+        {
+            "verifier_args": {
+                "name": "ensemble",
+                "verifiers": [{"name": "contrast", "choice_of_metric": 5}],
+            }
+        },
+        "choice_of_metric",
+    ),
+    ({"verifier_args": {"name": "collections:Counter"}}, "is no verifier"),
+    ({"search_args": {"search_method": "json:dumps"}}, "is no search method"),
+    ({"search_args": {"search_rounds": 60}}, "candidates at once"),
+    ({"pipeline_call_args": {"num_inference_steps": True}}, "whole number"),
+    ({"budget": {"seconds": float("inf")}}, "budget.seconds"),
+    ({"prompt": "  "}, "blank"),
+    (
+        {"judges": [{"name": "self_similarity", "model_name": "shapes/models/shapes-clip"}]},
+        "not a judge",
+    ),
     ({"judges": [{"name": "clipp"}]}, "did you mean 'clip'"),
     ({"search_args": {"search_method": "randm"}}, "did you mean 'random'"),
     ({"search_args": {"search_method": "zzz"}}, "known: random, zero-order"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_run import ran, rows_of
+from tests.test_run import ran, rounds_of, rows_of
 from utils import UserError
 from verifiers.base import Score
 from verifiers.ensemble import Ensemble
@@ -93,6 +93,8 @@ def test_weights_weigh() -> None:
         ({"verifiers": [{"name": "clipp"}]}, "did you mean 'clip'"),
         ({"verifiers": [{"weight": 1}]}, "needs a 'name'"),
         ({"verifiers": [{**PAIR[0], "weight": 0}]}, "above 0"),
+        ({"verifiers": [{**PAIR[0], "weight": None}]}, "above 0"),
+        ({"verifiers": [{"name": "ensemble", "verifiers": PAIR}]}, "pool of its own"),
         ({"verifiers": [{**PAIR[0], "choice_of_metric": "x"}]}, "no metric 'x'"),
         ({"verifiers": [{**PAIR[0], "evry": 2}]}, "did you mean 'every'"),
     ],
@@ -131,3 +133,45 @@ def test_a_rank_pivot_is_compared_on_todays_scale(tmp_path: Path) -> None:
     plain = ran(tmp_path / "b", search_args=search, verifier_args=PAIR[0])
     assert [r["seed"] for r in rows_of(ranked)] == [r["seed"] for r in rows_of(plain)]
     assert [r["parents"] for r in rows_of(ranked)] == [r["parents"] for r in rows_of(plain)]
+
+
+def test_a_round_closes_on_the_values_its_search_was_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each round's winner is the best by the ranks of what had been scored by its end."""
+    members = [PAIR[0], {**PAIR[0], "sign": -1.0, "every": 3}, {"name": "shapes_oracle"}]
+    search = {"search_method": "random", "search_rounds": 4}
+    folder = ran(
+        tmp_path, search_args=search, verifier_args={"name": "ensemble", "verifiers": members}
+    )
+    rows = rows_of(folder)
+    names = [BRIGHT, f"{BRIGHT}#2", "shapes_oracle"]
+
+    def score(row: dict[str, Any]) -> Score:
+        given = {n: row["scores"][n] for n in names}
+        return Score(
+            0.0,
+            members={n: Score.of(**g) if g else Score.missing("no") for n, g in given.items()},
+        )
+
+    for record in rounds_of(folder):
+        until = [row for row in rows if row["round"] <= record["search_round"]]
+        values = Ensemble(members).pool_values([score(row) for row in until])
+        mine = [
+            v for v, r in zip(values, until, strict=True) if r["round"] == record["search_round"]
+        ]
+        assert record["best_score"] == pytest.approx(max(mine))
+
+
+def test_under_ranks_the_best_always_has_its_picture(tmp_path: Path) -> None:
+    search = {"search_method": "zero-order", "search_rounds": 6, "num_neighbors": 2}
+    members = [PAIR[0], {**PAIR[0], "sign": -1.0, "every": 3}, {"name": "shapes_oracle"}]
+    for seed in range(3):
+        folder = ran(
+            tmp_path / str(seed),
+            search_args=search,
+            seed=seed,
+            verifier_args={"name": "ensemble", "verifiers": members},
+        )
+        best = json.loads((folder / "summary.json").read_text())["prompts"][0]["best"]
+        assert (folder / best["path"]).is_file()

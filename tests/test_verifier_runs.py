@@ -129,7 +129,7 @@ def test_graders_judge_a_run_and_their_keys_are_nowhere(
     assert all(row["details"]["model"] == MODEL for row in rows)
     assert all(row["details"]["output_tokens"] for row in rows)
     rubrics = json.loads((folder / "manifest.json").read_text())["rubrics"]
-    assert len(rubrics[name]) >= 16 and rubrics["shapes_oracle"] is None
+    assert len(rubrics["verifier"]) >= 16 and rubrics["shapes_oracle"] is None
     out, err = capfd.readouterr()
     assert KEY not in out + err
     assert not any(KEY.encode() in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Any
 
@@ -39,9 +40,12 @@ def verifier_class(name: str) -> Any:
         raise UserError(f"There is no verifier '{name}': {did_you_mean(name, VERIFIERS)}")
     module, _, attribute = path.partition(":")
     try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = getattr(import_module(module), attribute)
+    except Exception as error:  # a user's own module can fail in any way as it is imported
         raise UserError(f"The verifier '{name}' cannot be imported: {error}.") from error
+    if not (is_dataclass(found) and hasattr(found, "score")):
+        raise UserError(f"'{name}' is no verifier: it must be a dataclass with a method 'score'.")
+    return found
 
 
 def build_verifier(name: str, metric: Metric | None, options: Mapping[str, Any]) -> Chosen:

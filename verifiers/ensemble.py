@@ -46,12 +46,17 @@ class Ensemble(BaseVerifier):
             options = dict(spec)
             if not isinstance(name := options.pop("name", None), str):
                 raise UserError("Each member of an ensemble needs a 'name'.")
-            weight = float(options.pop("weight", 1.0))
-            if not weight > 0:
-                raise UserError(f"The weight of '{name}' must be above 0, not {weight}.")
+            weight = options.pop("weight", 1.0)
+            if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                raise UserError(f"The weight of '{name}' must be a number above 0, not {weight!r}.")
             metric = options.pop("choice_of_metric", None)
             key = self._free_key(name)
             self._members[key] = make_verifier(name, metric, options)
+            if self._members[key].pooled:
+                raise UserError(
+                    f"'{name}' judges by a pool of its own and cannot be a member: name its members"
+                    ' here, or give it "combine": "weighted".'
+                )
             self._weights[key] = weight
 
     @property
