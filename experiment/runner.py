@@ -13,7 +13,7 @@ from experiment.manifest import manifest
 from experiment.plan import Plan, make_plan, refuse_cuts
 from experiment.prompts import Prompt, load_prompts
 from experiment.rounds import RoundBook, RoundResult, recorded
-from experiment.store import RunStore
+from experiment.store import RunStore, refuse_unwritable
 from pipelines.denoiser import Denoiser
 from pipelines.loading import (
     check_call_args,
@@ -43,6 +43,7 @@ def plan(config: ExperimentConfig) -> Plan:
 def run(config: ExperimentConfig, output_dir: str) -> RunStore:
     """Run the whole experiment; returns the store of its folder."""
     planned = plan(config)
+    refuse_unwritable(output_dir)
     hush()
     verifier = _built(config.verifier_args)
     judges = _numbered([_built(judge) for judge in config.judges])

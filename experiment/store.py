@@ -29,6 +29,14 @@ def model_folder(checkpoint: str) -> str:
     return path_part(SHORT_NAMES.get(checkpoint, own))
 
 
+def refuse_unwritable(root: str) -> None:
+    """Refuse an output folder that cannot be made or written, before anything loads."""
+    path = Path(root).absolute()
+    there = next(p for p in (path, *path.parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"Nothing can be written to '{root}': choose another --output_dir.")
+
+
 class RunStore:
     """One run's folder, below output/<model>/<verifier>/<metric>/."""
 

@@ -185,6 +185,7 @@ FLAGS = [
     (["--prompt=x", "--set", "seed"], "KEY=VALUE"),
     (["--prompt=x", "--set", "torch_dtype.deep=1"], "--set torch_dtype.deep"),
     (["--prompt=x", "--set", "search_args.search_rounds=no"], "search_rounds"),
+    (["--prompt=x", "--output_dir=README.md/out"], "Nothing can be written to 'README.md/out'"),
     (["--set", "prompts=no_such_file.txt"], "no prompt file 'no_such_file.txt'"),
 ]
 
