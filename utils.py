@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,27 @@ def check_options(who: str, build: Any, options: Mapping[str, Any]) -> None:
     for option in options:
         if option not in known:
             raise UserError(f"{who} has no option '{option}': {did_you_mean(option, known)}")
+
+
+def named_class(kind: str, name: str, table: Mapping[str, str], method: str) -> Any:
+    """The dataclass of this name in a table of "module:Class", or the user's own at such a path."""
+    path = table.get(name, name)
+    if ":" not in path:
+        raise UserError(f"There is no {kind} '{name}': {did_you_mean(name, table)}")
+    module, _, attribute = path.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except Exception as error:  # a user's own module can fail in any way as it is imported
+        raise UserError(f"The {kind} '{name}' cannot be imported: {error}.") from error
+    if not (dataclasses.is_dataclass(found) and hasattr(found, method)):
+        raise UserError(f"'{name}' is no {kind}: it must be a dataclass with a method '{method}'.")
+    return found
+
+
+def free_name(name: str, taken: Iterable[str]) -> str:
+    """The name, or with a number behind it where it is taken: clip, clip#2, clip#3."""
+    number = sum(other.split("#")[0] == name for other in taken) + 1
+    return name if number == 1 else f"{name}#{number}"
 
 
 def digest(text: str) -> str:

@@ -43,7 +43,6 @@ from pipelines.denoiser import Denoiser
 from pipelines.loading import choose_device, load_pipeline
 from search.core import Flow, Need, Rollout, Space
 from utils import UserError, write_atomically
-from verifiers import build_verifier
 from verifiers.base import Chosen, Item
 
 RANDOM = {"search_method": "random", "search_rounds": 4}
@@ -93,7 +92,7 @@ class Bench:
     @classmethod
     def load(cls, config: ExperimentConfig) -> Bench:
         planned, args = plan(config), config.verifier_args
-        verifier = build_verifier(args.name, args.metric, args.options)
+        verifier = args.build()
         device = choose_device(config.engine_args.device)
         pipe = load_pipeline(planned.checkpoint, config.torch_dtype, device)
         verifier.load(device)

@@ -71,6 +71,10 @@ class VerifierArgs(Options):
         """The verifier, its packages, keys and files not looked at yet."""
         return verifiers.make_verifier(self.name, self.choice_of_metric, self.options)
 
+    def build(self) -> Chosen:
+        """The verifier, ready to be loaded."""
+        return verifiers.build_verifier(self.name, self.choice_of_metric, self.options)
+
     @property
     def metric(self) -> Metric:
         return self.make().metric

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiment.config import ExperimentConfig, VerifierArgs
+from experiment.config import ExperimentConfig
 from experiment.evaluate import Evaluated, Evaluator
 from experiment.manifest import manifest
 from experiment.plan import Plan, make_plan, refuse_cuts
@@ -27,7 +27,7 @@ from pipelines.space import LatentSpace
 from search.core import Rollout
 from search.ledger import Cost, Ledger
 from search.play import play
-from utils import UserError, find_checkpoint, json_number, significant
+from utils import UserError, find_checkpoint, free_name, json_number, significant
 from verifiers.base import Chosen, Item
 
 BATCH_SIZE = 8  # per image 0.29 s at 1, 0.15 s at 8, 0.17 s at 16 (bundled FLUX, 2 cores)
@@ -45,8 +45,8 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
     planned = plan(config)
     refuse_unwritable(output_dir)
     hush()
-    verifier = _built(config.verifier_args)
-    judges = _numbered([_built(judge) for judge in config.judges])
+    verifier = config.verifier_args.build()
+    judges = _numbered([judge.build() for judge in config.judges])
     for name, judge in judges.items():
         if judge.preview_noise is not None:
             raise UserError(f"'{name}' wants previews, which only verifier_args gets, not a judge.")
@@ -81,12 +81,6 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
     return store
 
 
-def _built(args: VerifierArgs) -> Chosen:
-    made = args.make()
-    made.check()
-    return made
-
-
 def _try_call(denoiser: Denoiser, prompt: Prompt, batch_size: int) -> None:
     """Call the pipeline up to its first step: what it refuses, it refuses here."""
     try:
@@ -100,8 +94,7 @@ def _numbered(judges: Sequence[Chosen]) -> dict[str, Chosen]:
     """Judges by name; the second of the same name gets a number."""
     named: dict[str, Chosen] = {}
     for judge in judges:
-        number = sum(name.split("#")[0] == judge.name for name in named) + 1
-        named[judge.name if number == 1 else f"{judge.name}#{number}"] = judge
+        named[free_name(judge.name, named)] = judge
     return named
 
 

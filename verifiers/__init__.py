@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
-from importlib import import_module
 from typing import Any
 
-from utils import UserError, check_options, did_you_mean
+from utils import check_options, named_class
 from verifiers import keyframes
 from verifiers.base import Chosen, Metric
 from verifiers.keyframes import Keyframes
@@ -35,17 +33,7 @@ VERIFIERS = {
 
 def verifier_class(name: str) -> Any:
     """The verifier of this name, or the user's own at "package.module:Class"."""
-    path = VERIFIERS.get(name, name)
-    if ":" not in path:
-        raise UserError(f"There is no verifier '{name}': {did_you_mean(name, VERIFIERS)}")
-    module, _, attribute = path.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except Exception as error:  # a user's own module can fail in any way as it is imported
-        raise UserError(f"The verifier '{name}' cannot be imported: {error}.") from error
-    if not (is_dataclass(found) and hasattr(found, "score")):
-        raise UserError(f"'{name}' is no verifier: it must be a dataclass with a method 'score'.")
-    return found
+    return named_class("verifier", name, VERIFIERS, "score")
 
 
 def build_verifier(name: str, metric: Metric | None, options: Mapping[str, Any]) -> Chosen:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import Any, ClassVar, Literal
 
-from utils import UserError
+from utils import UserError, free_name
 from verifiers.base import BaseVerifier, Chosen, Item, Score
 
 METRIC = "ensemble_score"
@@ -50,7 +50,7 @@ class Ensemble(BaseVerifier):
             if not isinstance(weight, int | float) or not 0 < weight < math.inf:
                 raise UserError(f"The weight of '{name}' must be a number above 0, not {weight!r}.")
             metric = options.pop("choice_of_metric", None)
-            key = self._free_key(name)
+            key = free_name(name, self._members)
             self._members[key] = make_verifier(name, metric, options)
             if self._members[key].pooled:
                 raise UserError(
@@ -116,11 +116,6 @@ class Ensemble(BaseVerifier):
             return math.nan
         total = sum(self._weights[key] for key in there)
         return sum(self._weights[key] * value for key, value in there.items()) / total
-
-    def _free_key(self, name: str) -> str:
-        """A member's name in the records; the second of the same name gets a number."""
-        number = sum(key.split("#")[0] == name for key in self._members) + 1
-        return name if number == 1 else f"{name}#{number}"
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
