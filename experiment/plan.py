@@ -191,6 +191,7 @@ class _Nowhere:
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
+        self.first = 0
         self.rng = torch.Generator().manual_seed(0)
 
     def draw(self, n: int) -> Candidates:

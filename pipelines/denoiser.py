@@ -147,7 +147,12 @@ class Denoiser:
 
         rows: the batch size at which the prompt is encoded on the way, and remembered.
         """
-        return self._to_the_loop(prompt, rows).total
+        return self.span(prompt, rows)[1]
+
+    def span(self, prompt: str, rows: int = 1) -> tuple[int, int]:
+        """The step at which sampling starts (later than 0 for image to image), and all steps."""
+        seen = self._to_the_loop(prompt, rows)
+        return seen.first, seen.total
 
     def schedule(self, prompt: str, rows: int = 1) -> tuple[Level, ...]:
         """Signal and noise level before each step and after the last (so one more than steps)."""

@@ -41,7 +41,7 @@ class LatentSpace:
         self._key = (run_seed, digest(prompt), occurrence)
         self._batch_size = batch_size
         self._next = 0
-        self.steps = denoiser.steps(prompt, batch_size)
+        self.first, self.steps = denoiser.span(prompt, batch_size)
         self.rng = torch.Generator().manual_seed(seed_of(*self._key, "rng"))
         self.recipes: dict[int, dict[str, Any]] = {}
 

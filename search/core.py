@@ -45,6 +45,21 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.seeds)
 
+    def __add__(self, other: Candidates) -> Candidates:
+        """Both sets at one step, these first."""
+        assert self.step == other.step
+        assert (self.noise_scale is None) == (other.noise_scale is None)
+        noise_scale = None
+        if self.noise_scale is not None and other.noise_scale is not None:
+            noise_scale = torch.cat([self.noise_scale, other.noise_scale])
+        return Candidates(
+            torch.cat([self.latents, other.latents]),
+            self.step,
+            self.seeds + other.seeds,
+            noise_scale,
+            self.parents + other.parents,
+        )
+
     def select(self, index: Tensor | Iterable[int]) -> Candidates:
         """The candidates at these positions, in this order; a position may stand more than once."""
         where = [int(i) for i in index]
@@ -128,6 +143,12 @@ class Scored:
         return best_of(self.scores)
 
 
+def step_at(space: Space, share: float) -> int:
+    """The step after this share of sampling; between the first and the last, so never an end."""
+    step = space.first + round(share * (space.steps - space.first))
+    return max(space.first + 1, min(step, space.steps - 1))
+
+
 def finite(scores: Tensor) -> Tensor:
     """Scores with nan at minus infinity, so that it loses every comparison."""
     return scores.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
@@ -142,9 +163,14 @@ Flow: TypeAlias = Generator[Rollout, Scored, None]
 
 
 class Space(Protocol):
-    """Where a search moves: free of charge, and free of the model."""
+    """Where a search moves: free of charge, and free of the model.
+
+    steps: of the full schedule. first: the step at which sampling starts: 0, later for image to
+    image.
+    """
 
     steps: int
+    first: int
     rng: torch.Generator
 
     def draw(self, n: int) -> Candidates:
@@ -173,7 +199,10 @@ class Search(Protocol):
     blind: ClassVar[bool]  # its next wish does not depend on answers: it may be asked ahead
 
     def sized(self, steps: int, nfe: int) -> Self:
-        """The same method, fitted to finish within this many denoiser calls."""
+        """The same method, fitted to finish within this many denoiser calls.
+
+        steps: the denoiser calls that one candidate takes from start to end.
+        """
 
     def flow(self, space: Space) -> Flow:
         """Yield wishes, receive answers."""

@@ -69,6 +69,10 @@ class Ledger:
         self.started = self.clock()
 
     @property
+    def nfe_left(self) -> int | None:
+        return None if self.limit.nfe is None else self.limit.nfe - self.spent.nfe
+
+    @property
     def seconds_left(self) -> float | None:
         if self.limit.seconds is None:
             return None

@@ -32,18 +32,18 @@ def play(
     """Yield each answered wish; `rounds` and the ledger's budget end the search, whichever first.
 
     The last wish is trimmed to what is left of the budget, answered, and its flow closed, so that
-    no search ever sees half an answer. A flow that ends with budget left starts again with fresh
-    noise.
+    no search ever sees half an answer. A flow that ends before its rounds or its budget do starts
+    again with fresh noise, fitted to what is left.
     """
-    if ledger.limit.nfe is not None:
-        search = search.sized(space.steps, ledger.limit.nfe)
     finished = 0
     while rounds is None or finished < rounds:
         before = ledger.spent.nfe
-        for answer in _once(search, space, evaluate, ledger, finished, rounds):
+        left = ledger.nfe_left
+        fitted = search if left is None else search.sized(space.steps - space.first, left)
+        for answer in _once(fitted, space, evaluate, ledger, finished, rounds):
             finished = answer.round
             yield answer
-        if not ledger.limit.bounded or ledger.spent.nfe == before:
+        if ledger.spent.nfe == before or not (ledger.limit.bounded or rounds):
             return
 
 

@@ -27,7 +27,7 @@ def build(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
 
 def played(search, budget: Budget, rounds: int | None = None, **engine):  # type: ignore[no-untyped-def]
     space = ToySpace(seed=engine.pop("seed", 0))
-    runs = ToyEngine(space, **engine)
+    runs = ToyEngine(space, stochastic="stochastic" in search.needs, **engine)
     ledger = Ledger(budget)
     return list(play(search, space, runs, ledger, rounds)), runs, ledger
 

@@ -19,6 +19,7 @@ class ToySpace:
 
     def __init__(self, steps: int = 10, seed: int = 0, dim: int = 2) -> None:
         self.steps = steps
+        self.first = 0
         self.dim = dim
         self.seed = seed
         self.rng = torch.Generator().manual_seed(seed)
@@ -30,12 +31,17 @@ class ToySpace:
         return Candidates(self._noise(seeds), 0, seeds)
 
     def perturb(self, around: Candidates, n: int, cosine: float) -> Candidates:
-        centres = around.select(repeat_each(len(around), n))
+        centres = noised(around).select(repeat_each(len(around), n))
         seeds = self._seeds(len(centres))
-        moved = on_shell(centres.latents, self._noise(seeds), cosine)
+        if around.step == 0:
+            moved = on_shell(centres.latents, self._noise(seeds), cosine)
+        else:
+            reach = self.sigmas[around.step] * (2 - 2 * cosine) ** 0.5
+            moved = centres.latents + reach * self._noise(seeds)
         return Candidates(moved, around.step, seeds, parents=centres.parents)
 
     def renoise(self, candidates: Candidates, to: int) -> Candidates:
+        candidates = noised(candidates)
         now, then = self.sigmas[candidates.step], self.sigmas[to]
         keep = (1 - then) / (1 - now)
         fill = (then**2 - (keep * now) ** 2).clamp_min(0).sqrt()
@@ -58,25 +64,37 @@ class ToySpace:
         return tuple(seed_of("toy", self.seed, i) for i in range(self.count - n, self.count))
 
     def _noise(self, seeds: Iterable[int]) -> Tensor:
-        return torch.stack(
-            [
-                torch.randn(
-                    self.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(s)
-                )
-                for s in seeds
-            ]
-        )
+        return unit(seeds, self.dim)
+
+
+def unit(seeds: Iterable[int], dim: int) -> Tensor:
+    """Standard normal noise [n, dim], row i drawn from seed i."""
+    keyed = [torch.Generator().manual_seed(s) for s in seeds]
+    return torch.stack([torch.randn(dim, dtype=torch.float64, generator=g) for g in keyed])
+
+
+def noised(candidates: Candidates) -> Candidates:
+    """Candidates kept before their noise, with it."""
+    if candidates.noise_scale is None:
+        return candidates
+    at, x = candidates.step, candidates.latents
+    noise = unit([seed_of("step", s, at) for s in candidates.seeds], x.shape[1])
+    return replace(
+        candidates, latents=x + candidates.noise_scale[:, None] * noise, noise_scale=None
+    )
 
 
 @dataclass
 class ToyEngine:
     """Answers rollouts: a score is minus the distance of the clean estimate to a target.
 
-    nan_every: every so many-th candidate gets no score. rows: denoiser rows really run.
+    nan_every: every so many-th candidate gets no score. stochastic: each step adds the noise of
+    its own posterior, and candidates are kept before it. rows: denoiser rows really run.
     """
 
     space: ToySpace
     nan_every: int = 0
+    stochastic: bool = False
     rows: int = 0
     log: list[tuple[int, float]] = field(default_factory=list)
 
@@ -92,14 +110,25 @@ class ToyEngine:
         mean = self.centres + (1 - s) * self.spread**2 / var * delta
         return (x - (weight * mean).sum(1)) / s
 
+    def stepped(self, at: Candidates) -> tuple[Tensor, Candidates]:
+        """The clean estimate, and the candidates one step on."""
+        s, t = self.space.sigmas[at.step], self.space.sigmas[at.step + 1]
+        v = self.velocity(at.latents, s)
+        clean, noise = at.latents - s * v, at.latents + (1 - s) * v
+        self.rows += len(at)
+        scale = torch.zeros((), dtype=torch.float64)
+        if self.stochastic:
+            scale = t * (1 - ((1 - s) * t / ((1 - t) * s)) ** 2).clamp_min(0).sqrt()
+        mean = (1 - t) * clean + (t**2 - scale**2).sqrt() * noise
+        kept = scale.expand(len(at)).clone() if self.stochastic else None
+        return clean, replace(at, latents=mean, step=at.step + 1, noise_scale=kept)
+
     def __call__(self, wish: Rollout) -> tuple[Scored, Cost]:
         start = wish.candidates
-        x = clean = start.latents
-        for i in range(start.step, wish.until):
-            s, t = self.space.sigmas[i], self.space.sigmas[i + 1]
-            v = self.velocity(x, s)
-            clean, x = x - s * v, x + (t - s) * v
-            self.rows += len(x)
+        at = start
+        clean = noised(start).latents
+        for _ in range(start.step, wish.until):
+            clean, at = self.stepped(noised(at))
         ids = tuple(range(len(self.log), len(self.log) + len(start)))
         scores = -(clean - self.target).norm(dim=1)
         if self.nan_every:
@@ -108,7 +137,7 @@ class ToyEngine:
         self.log += zip(start.seeds, scores.tolist(), strict=True)
         scored = Scored(
             start=start,
-            candidates=replace(start, latents=x, step=wish.until),
+            candidates=at,
             scores=scores,
             ids=ids,
             rival_scores=torch.tensor([self.log[i][1] for i in wish.rivals]).double(),
