@@ -137,6 +137,15 @@ class EngineArgs(Part):
         return value
 
 
+class StochasticArgs(Part):
+    """How searches that need noise in their steps get it; see `pipelines.sde.Sde`."""
+
+    path: Literal["variance-preserving", "linear"] = Field(
+        "variance-preserving", description="whose diffusion the steps have"
+    )
+    eta: float = Field(1.0, gt=0, description="factor on the added noise")
+
+
 class ExportArgs(Part):
     """How videos are written."""
 
@@ -170,6 +179,7 @@ class ExperimentConfig(Part):
     )
     verifier_args: VerifierArgs = Field(default_factory=VerifierArgs)
     search_args: SearchArgs = Field(default_factory=SearchArgs)
+    stochastic_args: StochasticArgs = Field(default_factory=StochasticArgs)
     export_args: ExportArgs | None = None
     judges: tuple[VerifierArgs, ...] = ()
     budget: BudgetArgs = Field(default_factory=BudgetArgs)

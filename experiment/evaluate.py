@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,17 +14,19 @@ from torch import Tensor
 from experiment.prompts import Prompt
 from pipelines.batching import spans
 from pipelines.denoiser import Decoded, Denoiser
-from pipelines.space import LatentSpace
-from search.core import Candidates, Rollout, Scored
+from pipelines.sde import Sde
+from pipelines.space import LatentSpace, noised
+from search.core import Candidates, Rollout, Scored, joined
 from search.ledger import Cost, nfe_each
 from verifiers.base import Chosen, Item, Score
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One candidate, scored once: what a row of the records says of it, and its picture.
+    """One candidate, moved or scored once: what a row of the records says of it, and its picture.
 
     media: PIL image or list of PIL frames; None where there is nothing worth keeping.
+    guidance: the factor on the pipeline's guidance scale on the way to `step`.
     nfe, rows, seconds: this candidate's share of what its batch cost.
     """
 
@@ -33,9 +35,10 @@ class Evaluated:
     step: int
     steps: int
     parents: tuple[int, ...]
-    recipe: dict[str, Any]
+    recipe: Mapping[str, Any]
     score: Score
     media: Any
+    guidance: float
     nfe: int
     rows: int
     batch_size: int
@@ -53,6 +56,8 @@ class Preview:
     media: Sequence[Any] = ()
     rows: int = 0
 
+
+UNASKED = Score(math.nan, status="unasked")  # the search wanted the candidates moved, no more
 
 Keep = Callable[[Rollout, Sequence[Evaluated]], None]
 
@@ -74,6 +79,7 @@ class Evaluator:
         keep: Keep,
         values: dict[int, float],
         *,
+        sde: Sde | None = None,
         low_memory: bool = False,
     ) -> None:
         self._denoiser = denoiser
@@ -83,7 +89,9 @@ class Evaluator:
         self._batch_size = batch_size
         self._keep = keep
         self.values = values
+        self._sde = sde
         self._low_memory = low_memory
+        self._named: set[int] = set()  # seeds that rows tell the making of
         self._pools: dict[int, dict[int, Score]] = {}  # by step: ids and their scores
 
     def __call__(self, rollout: Rollout) -> tuple[Scored, Cost]:
@@ -98,26 +106,26 @@ class Evaluator:
         rows = [entry for batch in entries for entry in batch]
         scored = Scored(
             start=rollout.candidates,
-            candidates=replace(
-                rollout.candidates, latents=torch.cat(list(moved)), step=rollout.until
-            ),
+            candidates=joined(moved),
             scores=_tensor([self.values[entry.id] for entry in rows]),
             ids=tuple(entry.id for entry in rows),
             rival_scores=_tensor([self.values[i] for i in rollout.rivals]),
         )
         return scored, sum(costs, Cost())
 
-    def _batch(self, rollout: Rollout, start: Candidates) -> tuple[Tensor, list[Evaluated], Cost]:
+    def _batch(
+        self, rollout: Rollout, start: Candidates
+    ) -> tuple[Candidates, list[Evaluated], Cost]:
         started = time.monotonic()
         n = len(start)
         final = rollout.until == self._space.steps
         early, before = self._previewed(rollout, start)
-        latents, clean, rows = self._denoise(rollout, early)
+        moved, clean, rows = self._denoise(rollout, early)
         rows += before.rows
-        scores = [Score(math.nan, status="unscored")] * n
+        scores = [UNASKED] * n
         media: list[Any] = [None] * n
         if rollout.score:
-            decoded, finite = self._decode(latents if final else clean, start.seeds)
+            decoded, finite = self._decode(moved.latents if final else clean, start.seeds)
             scores = self._judge(decoded, finite, before.media or [None] * n)
             media = decoded.media
         seconds = time.monotonic() - started
@@ -134,8 +142,8 @@ class Evaluator:
         ]
         if rollout.score:
             self._place(rollout.until, entries)
-            self._keep(rollout, entries)
-        return latents, entries, cost
+        self._keep(rollout, entries)
+        return moved, entries, cost
 
     def _place(self, step: int, entries: Sequence[Evaluated]) -> None:
         """Let new candidates find their place among all that were scored at their step."""
@@ -153,9 +161,9 @@ class Evaluator:
         wanted = rollout.score and rollout.until == self._space.steps
         if at is None or not wanted or start.step >= at:
             return start, Preview()
-        latents, clean, rows = self._denoise(replace(rollout, until=at), start)
+        moved, clean, rows = self._denoise(replace(rollout, until=at), start)
         decoded, _ = self._decode(clean, start.seeds)
-        return replace(start, latents=latents, step=at), Preview(decoded.media, rows)
+        return moved, Preview(decoded.media, rows)
 
     @property
     def _preview_step(self) -> int | None:
@@ -163,19 +171,23 @@ class Evaluator:
         share = self._verifier.preview_noise
         return None if share is None else self._space.step_below(share)
 
-    def _denoise(self, rollout: Rollout, start: Candidates) -> tuple[Tensor, Tensor, int]:
-        """Latents at `until`, the clean estimate there, and rows denoised on the way."""
+    def _denoise(self, rollout: Rollout, start: Candidates) -> tuple[Candidates, Tensor, int]:
+        """The candidates at `until`, the clean estimate there, and rows denoised on the way."""
         if start.step == rollout.until:
-            return start.latents, start.latents, 0
+            return start, start.latents, 0
         done = self._denoiser.denoise(
             self._prompt.text,
-            start.latents,
+            noised(start).latents,
             start.seeds,
             start.step,
             rollout.until,
             rollout.guidance,
+            self._sde,
         )
-        return done.latents, done.clean, done.rows
+        moved = replace(
+            start, latents=done.latents, step=rollout.until, noise_scale=done.noise_scale
+        )
+        return moved, done.clean, done.rows
 
     def _decode(self, latents: Tensor, seeds: Sequence[int]) -> tuple[Decoded, list[bool]]:
         """Pictures, and which of them come from finite latents (a decoder makes nan black)."""
@@ -201,21 +213,31 @@ class Evaluator:
             self._verifier.offload()
         return [fault if fault is not None else next(scored) for fault in faults]
 
+    def _recipe(self, seed: int) -> Mapping[str, Any]:
+        """How a candidate was made; what it was made of stands within, unless a row names it."""
+        own = self._space.recipes[seed]
+        of = own.get("of")
+        if of is None or of in self._named:
+            return own
+        return {**own, "of": {"seed": of, **self._recipe(of)}}
+
     def _entry(
         self, start: Candidates, rollout: Rollout, i: int, score: Score, media: Any, cost: Cost
     ) -> Evaluated:
         n = len(start)
         number = len(self.values)
         self.values[number] = score.value
+        self._named.add(start.seeds[i])
         return Evaluated(
             id=number,
             seed=start.seeds[i],
             step=rollout.until,
             steps=self._space.steps,
             parents=start.parents[i],
-            recipe=self._space.recipes[start.seeds[i]],
+            recipe=self._recipe(start.seeds[i]),
             score=score,
             media=media,
+            guidance=rollout.guidance,
             nfe=cost.nfe // n,
             rows=cost.rows // n,
             batch_size=n,

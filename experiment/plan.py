@@ -25,7 +25,7 @@ from utils import UserError
 from verifiers.base import metric_name
 
 MOST_AT_ONCE = 2**20
-OFFERED = frozenset({"midway"})  # what pipelines can do for a search so far
+OFFERED = frozenset({"midway", "stochastic"})  # what pipelines can do for a search so far
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class RoundBook:
         self.results: list[RoundResult] = []
 
     def add(self, rollout: Rollout, batch: Sequence[Evaluated]) -> None:
-        """Take a scored batch of one of the round's rollouts."""
+        """Take a batch of one of the round's rollouts."""
         assert rollout.round is not None
         if rollout.round != self._number:
             self.close()
@@ -84,7 +84,8 @@ class RoundBook:
         videos = {entry.id: entry.media for entry in batch if isinstance(entry.media, list)}
         for entry in batch:
             self._entries.append(entry if rollout.rejectable else self._saved(entry))
-            self.statuses[entry.score.status] += 1
+            if rollout.score:
+                self.statuses[entry.score.status] += 1
             if entry.finished:
                 path = self._paths.get(entry.id)
                 self._known[entry.id] = Kept(entry.id, entry.seed, self._number, entry.score, path)
@@ -183,6 +184,7 @@ class RoundBook:
             "judges": recorded(kept.judged) if kept else {},
             "explanation": entry.score.explanation,
             "details": recorded_details(entry.score),
+            "guidance": entry.guidance,
             "nfe": entry.nfe,
             "rows": entry.rows,
             "batch_size": entry.batch_size,

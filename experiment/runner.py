@@ -23,6 +23,7 @@ from pipelines.loading import (
     load_scheduler,
     refuse_reserved,
 )
+from pipelines.sde import Sde
 from pipelines.space import LatentSpace
 from search.core import Rollout
 from search.ledger import Cost, Ledger
@@ -44,6 +45,31 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
     """Run the whole experiment; returns the store of its folder."""
     planned = plan(config)
     refuse_unwritable(output_dir)
+    engine = load(config, planned)
+    store = RunStore.create(output_dir, config)
+    store.write_json("config.json", saved(config, engine.batch_size))
+    store.write_json("manifest.json", engine.manifest)
+    print(f"Results go to {store.folder}", flush=True)
+    experiment = Experiment(
+        config, engine.denoiser, engine.verifier, engine.judges, store, planned, engine.batch_size
+    )
+    experiment.run()
+    return store
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What searches run on, loaded; its manifest says what that is."""
+
+    denoiser: Denoiser
+    verifier: Chosen
+    judges: Mapping[str, Chosen]
+    batch_size: int
+    manifest: dict[str, Any]
+
+
+def load(config: ExperimentConfig, planned: Plan) -> Engine:
+    """Check what can be checked before weights load, then load them."""
     hush()
     verifier = config.verifier_args.build()
     judges = _numbered([judge.build() for judge in config.judges])
@@ -69,16 +95,10 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
 
     batch_size = _batch_size(config, denoiser)
     _try_call(denoiser, planned.prompts[0], batch_size)
-    store = RunStore.create(output_dir, config)
-    store.write_json("config.json", _saved(config, batch_size))
     ran_on = manifest(pipe, planned.checkpoint, device)
     asked = {"verifier": verifier, **judges}
     ran_on["rubrics"] = {name: judge.rubric_hash for name, judge in asked.items()}
-    store.write_json("manifest.json", ran_on)
-    print(f"Results go to {store.folder}", flush=True)
-    experiment = Experiment(config, denoiser, verifier, judges, store, planned, batch_size)
-    experiment.run()
-    return store
+    return Engine(denoiser, verifier, judges, batch_size, ran_on)
 
 
 def _try_call(denoiser: Denoiser, prompt: Prompt, batch_size: int) -> None:
@@ -105,7 +125,7 @@ def _batch_size(config: ExperimentConfig, denoiser: Denoiser) -> int:
     return 1 if denoiser.video else BATCH_SIZE
 
 
-def _saved(config: ExperimentConfig, batch_size: int) -> dict[str, Any]:
+def saved(config: ExperimentConfig, batch_size: int) -> dict[str, Any]:
     """The resolved config with the batch size in use, on which an image's last bits depend."""
     whole = config.resolved()
     whole["engine_args"]["batch_size"] = batch_size
@@ -161,6 +181,7 @@ class Experiment:
         self.store = store
         self.planned = planned
         self.batch_size = batch_size
+        self.sde = Sde(**config.stochastic_args.model_dump())
 
     def run(self) -> list[Outcome]:
         """Search for every prompt in turn; the summary is written last."""
@@ -182,6 +203,7 @@ class Experiment:
     def search(self, prompt: Prompt) -> Outcome:
         """Search for one prompt, writing as it goes."""
         config = self.config
+        search = config.search_args.build()
         space = LatentSpace(
             self.denoiser, prompt.text, config.seed, prompt.occurrence, self.batch_size
         )
@@ -205,9 +227,10 @@ class Experiment:
                 self.batch_size,
                 keep,
                 values,
+                sde=self.sde if "stochastic" in search.needs else None,
                 low_memory=config.use_low_gpu_vram,
             )
-            for _ in play(config.search_args.build(), space, evaluator, ledger, config.rounds):
+            for _ in play(search, space, evaluator, ledger, config.rounds):
                 pass
         book.close()
         if book.best is not None and book.best.path is not None:

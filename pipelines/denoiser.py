@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipelines.layout import Layout, index_noise
 from pipelines.schedule import Level, levels
+from pipelines.sde import Sde
 from pipelines.window import Halt, StepWindow, Stretch, window
 from utils import UserError
 
@@ -37,11 +38,16 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Denoised:
-    """Latents further on, the last step's estimate of the clean ones, rows denoised on the way."""
+    """Latents further on, the last step's estimate of the clean ones, rows denoised on the way.
+
+    noise_scale: of the noise that the latents are still without, [n] or shaped like them; None
+    after steps that add none.
+    """
 
     latents: Tensor
     clean: Tensor
     rows: int
+    noise_scale: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -97,10 +103,15 @@ class Denoiser:
         start: int,
         until: int,
         guidance: float = 1.0,
+        sde: Sde | None = None,
     ) -> Denoised:
-        """Take steps [start, until); `guidance` is a factor on the pipeline's guidance scale."""
+        """Take steps [start, until); `guidance` is a factor on the pipeline's guidance scale.
+
+        sde: every step but the last adds noise keyed by seed and step. The latents hold their own;
+        what comes back is kept before its noise.
+        """
         before = self._rows
-        stretch = Stretch(start, until, latents, tuple(seeds))
+        stretch = Stretch(start, until, latents, tuple(seeds), sde=sde)
         seen = self._run(prompt, stretch, extra=self._guided(guidance))
         if seen.taken != until - start:
             raise UserError(
@@ -110,7 +121,7 @@ class Denoiser:
         assert seen.state is not None and seen.clean is not None
         rows = self._rows - before
         self._try_two_steps(prompt, stretch, seen)
-        return Denoised(seen.state, seen.clean, rows)
+        return Denoised(seen.state, seen.clean, rows, seen.noise_scale)
 
     def _try_two_steps(self, prompt: str, stretch: Stretch, seen: StepWindow) -> None:
         """Once, see what the pipeline does between steps: a stretch of one step does not show it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from pipelines.batching import spans
 from pipelines.denoiser import Denoiser
 from pipelines.schedule import Level, renoised
+from pipelines.sde import with_noise
 from search.core import Candidates
 from search.resampling import on_shell, repeat_each
 from utils import digest, seed_of
@@ -58,9 +59,10 @@ class LatentSpace:
 
     def perturb(self, around: Candidates, n: int, cosine: float) -> Candidates:
         """On the shell at step 0; later the noise's share of a point's variance is renewed."""
-        where = repeat_each(len(around), n)
-        centres = around.select(where)
-        seeds = self._seeds([{"op": "perturb", "of": s, "cosine": cosine} for s in centres.seeds])
+        centres = noised(around).select(repeat_each(len(around), n))
+        seeds = self._seeds(
+            [{"op": "perturb", "of": s, "at": around.step, "cosine": cosine} for s in centres.seeds]
+        )
         noise = unit_noise(seeds, centres.latents)
         if around.step == 0:
             moved = on_shell(centres.latents, noise, cosine)
@@ -69,14 +71,17 @@ class LatentSpace:
         return Candidates(moved, around.step, seeds, parents=centres.parents)
 
     def renoise(self, candidates: Candidates, to: int) -> Candidates:
-        seeds = self._seeds([{"op": "renoise", "of": s, "to": to} for s in candidates.seeds])
+        candidates = noised(candidates)
+        seeds = self._seeds(
+            [{"op": "renoise", "of": s, "at": candidates.step, "to": to} for s in candidates.seeds]
+        )
         now, then = self._levels[candidates.step], self._levels[to]
         latents = renoised(candidates.latents, unit_noise(seeds, candidates.latents), now, then)
         return Candidates(latents, to, seeds, parents=candidates.parents)
 
     def fork(self, candidates: Candidates, index: Tensor | Iterable[int]) -> Candidates:
         copies = candidates.select(index)
-        seeds = self._seeds([{"op": "fork", "of": s} for s in copies.seeds])
+        seeds = self._seeds([{"op": "fork", "of": s, "at": copies.step} for s in copies.seeds])
         return Candidates(
             copies.latents, copies.step, seeds, copies.noise_scale, parents=copies.parents
         )
@@ -109,6 +114,16 @@ class LatentSpace:
             self._next += 1
             seeds.append(seed)
         return tuple(seeds)
+
+
+def noised(candidates: Candidates) -> Candidates:
+    """Candidates kept before their noise, with it."""
+    if candidates.noise_scale is None:
+        return candidates
+    latents = with_noise(
+        candidates.latents, candidates.noise_scale, candidates.seeds, candidates.step
+    )
+    return replace(candidates, latents=latents, noise_scale=None)
 
 
 def unit_noise(seeds: Sequence[int], like: Tensor) -> Tensor:

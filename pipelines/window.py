@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from pipelines.schedule import clean_estimate
+from pipelines.sde import Sde, step_without_noise, with_noise
 from utils import UserError, seed_of
 
 
@@ -41,6 +42,8 @@ class Stretch:
     state: the loop's latents at `start`; None lets the pipeline draw its own.
     seeds: one a candidate; they key the noise of stochastic steps.
     finish: go on to the decoded images after the last step, instead of leaving the call there.
+    sde: every step but the last adds noise; `state` already holds its own, and what the stretch
+        comes to is kept before it.
     """
 
     start: int
@@ -48,6 +51,7 @@ class Stretch:
     state: Tensor | None
     seeds: tuple[int, ...]
     finish: bool = False
+    sde: Sde | None = None
 
     @property
     def rows(self) -> int:
@@ -60,7 +64,8 @@ class StepWindow:
     _OWN = frozenset(
         {
             "scheduler", "stretch", "timesteps", "set_timesteps", "step", "set_begin_index",
-            "total", "first", "state", "clean", "taken", "started", "last_timestep", "_signature",
+            "total", "first", "state", "clean", "noise_scale", "taken", "started", "last_timestep",
+            "_signature",
         }
     )  # fmt: skip
 
@@ -73,6 +78,7 @@ class StepWindow:
         self.started = False  # whether the pipeline has made its first latents
         self.state = stretch.state  # the loop's latents as drawn, or after the last step taken
         self.clean: Tensor | None = None  # the last step's estimate of the clean latents
+        self.noise_scale: Tensor | None = None  # of the noise still to be added to the state
         self.timesteps: Tensor | None = None
         self.last_timestep: Tensor | None = None
         # Pipelines look at these signatures to see what the scheduler takes (`sigmas`, `eta`,
@@ -133,9 +139,11 @@ class StepWindow:
         self._follow(at, call.arguments["timestep"], sample)
         if "generator" in self._signature.parameters:
             call.arguments["generator"] = self._generators(at, len(sample))
+        self.taken += 1
+        if self.stretch.sde is not None and at + 1 < self.total:
+            return self._noisy_step(self.stretch.sde, at, call)
         stepped = self.scheduler.step(*call.args, **call.kwargs)
         values = stepped if isinstance(stepped, tuple) else stepped.to_tuple()
-        self.taken += 1
         after, rows = values[0], self.stretch.rows
         # Beyond the candidates' rows are guidance's copies (DiT). Whole, the state stays the very
         # tensor that the next step is given, so that following it costs nothing.
@@ -144,6 +152,31 @@ class StepWindow:
             self.clean = self._clean(at, values, model_output, sample)
             if not self.stretch.finish:
                 raise Halt
+        return stepped
+
+    def _noisy_step(self, sde: Sde, at: int, call: inspect.BoundArguments) -> Any:
+        """A step that adds noise, by the scheduler's own rule where it has one, else by the SDE's.
+
+        What the pipeline goes on with holds the noise; what is kept at the stretch's end does not.
+        """
+        sample, model_output = call.arguments["sample"], call.arguments["model_output"]
+        stepped, scale = step_without_noise(self.scheduler, call)
+        values = stepped if isinstance(stepped, tuple) else stepped.to_tuple()
+        clean = clean_estimate(values, self.scheduler, at, model_output, sample)
+        mean, rows = values[0], self.stretch.rows
+        if scale is None:
+            now, then = sde.levels(self.scheduler)[at : at + 2]
+            moved, added = sde.mean(sample, clean, now, then)
+            mean, scale = moved.to(mean.dtype), torch.full((rows,), added, dtype=torch.float64)
+        if at + 1 == self.stop:
+            self.state, self.noise_scale, self.clean = mean[:rows], scale[:rows], clean[:rows]
+            raise Halt
+        self.state = with_noise(mean[:rows], scale[:rows], self.stretch.seeds, at + 1)
+        copies = len(mean) // rows  # guidance's (DiT)
+        going_on = self.state if copies == 1 else torch.cat([self.state] * copies)
+        if isinstance(stepped, tuple):
+            return (going_on, *values[1:])
+        stepped.prev_sample = going_on
         return stepped
 
     def _follow(self, at: int, timestep: Any, sample: Tensor) -> None:

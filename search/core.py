@@ -7,7 +7,9 @@ how good they look. A search is a generator: it yields `Rollout`s and is sent `S
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol, Self, TypeAlias
@@ -141,6 +143,11 @@ class Scored:
     def best(self) -> float:
         """The highest score; minus infinity where there is none."""
         return best_of(self.scores)
+
+
+def joined(parts: Iterable[Candidates]) -> Candidates:
+    """All of these candidates, in order; they stand at one step."""
+    return functools.reduce(operator.add, parts)
 
 
 def step_at(space: Space, share: float) -> int:

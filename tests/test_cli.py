@@ -125,7 +125,6 @@ CONFIGS = [
     ({"pretrained_model_name_or_path": "owner/absent"}, "'owner/absent' is neither"),
     ({"pretrained_model_name_or_path": "shapes/models"}, "no model_index.json"),
     ({"engine_args": {"device": "cuda"}}, "no device 'cuda' here"),
-    ({"search_args": {"search_method": "tests.searches:Noisy"}}, "'stochastic'", "not offered yet"),
 ]
 
 

@@ -198,6 +198,19 @@ def test_a_nested_pool_keeps_its_best_from_earlier_rounds(tmp_path: Path) -> Non
     assert pictures[0] == pictures[1] == pictures[2]
 
 
+@pytest.mark.parametrize("name", ["Halving", "Noisy"])
+def test_every_row_can_be_traced_back_to_a_drawn_noise(tmp_path: Path, name: str) -> None:
+    search = {"search_method": f"tests.searches:{name}", "search_rounds": 1}
+    folder = ran(tmp_path, search_args=search)
+    rows = rows_of(folder)
+    seeds = {row["seed"] for row in rows}
+    assert {row["step"] for row in rows} == {rows[0]["steps"] // 2, rows[0]["steps"]}
+    for row in rows[4:]:
+        fork = row["recipe"]["of"]
+        assert [row["recipe"]["op"], fork["op"], fork["of"]["op"]] == ["perturb", "fork", "renoise"]
+        assert fork["of"]["of"] in seeds
+
+
 def test_missing_scores_are_recorded_and_never_win(tmp_path: Path) -> None:
     grader = {"name": "tests.graders:Brightness", "every": 2}
     folder = ran(tmp_path, verifier_args=grader)

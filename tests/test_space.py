@@ -135,10 +135,10 @@ def test_every_seed_has_a_recipe_that_names_what_it_was_made_of(sd15: Denoiser) 
     (first,), (second, third) = drawn.seeds, near.seeds
     assert space.recipes == {
         first: {"op": "draw", "index": 0},
-        second: {"op": "perturb", "of": first, "cosine": 0.5, "index": 1},
-        third: {"op": "perturb", "of": first, "cosine": 0.5, "index": 2},
-        back.seeds[0]: {"op": "renoise", "of": first, "to": 4, "index": 3},
-        fork.seeds[0]: {"op": "fork", "of": back.seeds[0], "index": 4},
+        second: {"op": "perturb", "of": first, "at": 0, "cosine": 0.5, "index": 1},
+        third: {"op": "perturb", "of": first, "at": 0, "cosine": 0.5, "index": 2},
+        back.seeds[0]: {"op": "renoise", "of": first, "at": 6, "to": 4, "index": 3},
+        fork.seeds[0]: {"op": "fork", "of": back.seeds[0], "at": 4, "index": 4},
     }
 
 
@@ -201,6 +201,7 @@ def test_renoised_and_forked_candidates_have_seeds_of_their_own(sd15: Denoiser) 
     assert space.recipes[back.seeds[0]] == {
         "op": "renoise",
         "of": drawn.seeds[0],
+        "at": 4,
         "to": 2,
         "index": 2,
     }
