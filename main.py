@@ -41,6 +41,16 @@ def parser() -> Flags:
     add("--seed", type=int, help="the run's seed (default 0)")
     add("--output_dir", default="output", help="root of the output tree (default: output)")
     add("--dry_run", action="store_true", help="check everything and print the plan; load nothing")
+    add(
+        "--probe",
+        type=int,
+        nargs="?",
+        const=8,
+        metavar="NOISES",
+        help="measure how scores vary with the noise, and which methods that favors (default 8)",
+    )
+    add("--compare", metavar="PATH", help="compare searches at equal budgets, as this JSON says")
+    add("--time_limit", type=float, help="seconds after which --compare stops between prompts")
     add("--list", action="store_true", help="list the configs, verifiers and search methods")
     add("--version", action="version", version=VERSION)
     return flags
@@ -75,6 +85,18 @@ def _assignment(text: str) -> tuple[str, Any]:
         return key, value
 
 
+def _compare(args: argparse.Namespace) -> int:
+    """Compare searches; 4 when the time limit left some of it for another sitting."""
+    from experiment.compare import compare, prepare
+    from experiment.compare_config import load_compare_config
+
+    config = load_compare_config(args.compare, overrides(args))
+    if args.dry_run:
+        print(prepare(config, args.output_dir))
+        return 0
+    return 0 if compare(config, args.output_dir, args.time_limit) else 4
+
+
 def main(argv: list[str] | None = None) -> int:
     try:
         args = parser().parse_args(argv)
@@ -83,11 +105,24 @@ def main(argv: list[str] | None = None) -> int:
 
             print(listing())
             return 0
+        if args.compare is not None and args.probe is not None:
+            raise UserError("Give either --compare or --probe, not both.")
+        if args.compare is not None:
+            return _compare(args)
+        if args.time_limit is not None:
+            raise UserError("--time_limit goes with --compare: give a comparison's config.")
         from experiment.config import load_config
         from experiment.runner import plan, run
 
         config = load_config(args.pipeline_config_path, overrides(args))
-        if args.dry_run:
+        if args.probe is not None:
+            from experiment.probe import probe, probe_plan
+
+            if args.dry_run:
+                print(probe_plan(config, args.probe))
+            else:
+                print(probe(config, args.probe, args.output_dir))
+        elif args.dry_run:
             print(plan(config))
         else:
             run(config, args.output_dir)

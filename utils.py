@@ -47,14 +47,19 @@ def named_class(kind: str, name: str, table: Mapping[str, str], method: str) -> 
     path = table.get(name, name)
     if ":" not in path:
         raise UserError(f"There is no {kind} '{name}': {did_you_mean(name, table)}")
-    module, _, attribute = path.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except Exception as error:  # a user's own module can fail in any way as it is imported
-        raise UserError(f"The {kind} '{name}' cannot be imported: {error}.") from error
+    found = imported(kind, name, path)
     if not (dataclasses.is_dataclass(found) and hasattr(found, method)):
         raise UserError(f"'{name}' is no {kind}: it must be a dataclass with a method '{method}'.")
     return found
+
+
+def imported(kind: str, name: str, path: str) -> Any:
+    """What stands at "package.module:Class"; `name` is how the user asked for it."""
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except Exception as error:  # a user's own module can fail in any way as it is imported
+        raise UserError(f"The {kind} '{name}' cannot be imported: {error}.") from error
 
 
 def free_name(name: str, taken: Iterable[str]) -> str:

@@ -106,6 +106,8 @@ class SearchArgs(Options):
         build = search.search_class(self.search_method)
         who = f"The search method '{self.search_method}'"
         check_options(who, build, self.options)
+        if isinstance(inner := self.options.get("inner"), Mapping):  # a search around another
+            SearchArgs.model_validate(inner)
         try:
             return TypeAdapter(build).validate_python(self.options)
         except ValidationError as error:
@@ -116,11 +118,12 @@ class BudgetArgs(Part):
     """Limits for each prompt; null means none."""
 
     nfe: int | None = Field(None, ge=1, description="scheduler steps of candidates")
+    rows: int | None = Field(None, ge=1, description="rows through the denoiser, with guidance")
     seconds: float | None = Field(None, gt=0)
     verifications: int | None = Field(None, ge=1)
 
     def build(self) -> Budget:
-        return Budget(nfe=self.nfe, seconds=self.seconds, verifications=self.verifications)
+        return Budget(**self.model_dump())
 
 
 class EngineArgs(Part):
@@ -128,6 +131,15 @@ class EngineArgs(Part):
 
     batch_size: int | Literal["auto"] = "auto"
     device: str = "auto"
+    offload: Literal["auto", "none", "model", "group", "sequential"] = Field(
+        "auto", description="what waits on the CPU while it is not in use"
+    )
+    vae: Literal["auto", "plain", "slicing", "tiling"] = Field(
+        "auto", description="decode whole batches, one by one, or in tiles (changes pixels)"
+    )
+    quantization: Literal["fp8", "int8", "4bit"] | None = Field(
+        None, description="of the denoiser's weights (changes images)"
+    )
 
     @field_validator("batch_size")
     @classmethod
@@ -173,7 +185,17 @@ class ExperimentConfig(Part):
     schema_: str | None = Field(None, alias="$schema")
     pretrained_model_name_or_path: str
     torch_dtype: Literal["fp32", "fp16", "bf16"] = "bf16"
+    pipeline_class: str | None = Field(
+        None, description="your own in place of the checkpoint's: 'package.module:Class'"
+    )
     pipeline_call_args: dict[str, Any] = Field(default_factory=dict)
+    init_image: str | None = Field(None, description="a picture's path, to start from it")
+    strength: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="how much of init_image is painted over; unset: the pipeline's",
+    )
     scheduler: dict[str, Any] | None = Field(
         None, description="replaces the checkpoint's: its _class_name in diffusers, and options"
     )
@@ -208,6 +230,23 @@ class ExperimentConfig(Part):
         if value is not None and not value.strip():
             raise ValueError("is blank: write what the image should show")
         return value
+
+    @model_validator(mode="after")
+    def _one_picture(self) -> Self:
+        """An image's path may stand among the call arguments instead, as the pipeline names it."""
+        if self.init_image is not None and "image" in self.pipeline_call_args:
+            raise ValueError("'init_image' and pipeline_call_args.image say the same: keep one")
+        if self.strength is not None and "strength" in self.pipeline_call_args:
+            raise ValueError("'strength' stands twice, once in pipeline_call_args: keep one")
+        if self.strength is not None and self.start_image is None:
+            raise ValueError("'strength' goes with a picture: set 'init_image' too")
+        return self
+
+    @property
+    def start_image(self) -> str | None:
+        """The path of the picture to start from."""
+        named = self.pipeline_call_args.get("image")
+        return named if isinstance(named, str) else self.init_image
 
     @property
     def rounds(self) -> int | None:
@@ -251,7 +290,18 @@ def load_config(path: str, overrides: Mapping[str, Any]) -> ExperimentConfig:
         raise UserError(f"{path} must hold a JSON object: {{...}}.")
     for dotted, value in overrides.items():
         _override(content, dotted, value)
-    return parse_config(content)
+    config = parse_config(content)
+    beside = _beside_config(config.init_image, path)
+    return config if beside is None else config.model_copy(update={"init_image": beside})
+
+
+def _beside_config(picture: str | None, config: str) -> str | None:
+    """The path from here of a picture that is found beside the config only."""
+    folder = find_path(config)
+    if picture is None or folder is None or find_path(picture) is not None:
+        return None
+    found = find_path(picture, folder.parent)
+    return None if found is None else str(found)
 
 
 def parse_config(content: Any) -> ExperimentConfig:

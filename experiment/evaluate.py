@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from experiment.prompts import Prompt
 from pipelines.batching import spans
-from pipelines.denoiser import Decoded, Denoiser
+from pipelines.denoiser import Decoded, Denoised, Denoiser
+from pipelines.gradient import climbed
+from pipelines.placement import Residence
 from pipelines.sde import Sde
 from pipelines.space import LatentSpace, noised
 from search.core import Candidates, Rollout, Scored, joined
@@ -39,6 +41,7 @@ class Evaluated:
     score: Score
     media: Any
     guidance: float
+    draft: bool
     nfe: int
     rows: int
     batch_size: int
@@ -46,7 +49,7 @@ class Evaluated:
 
     @property
     def finished(self) -> bool:
-        return self.step == self.steps
+        return self.step == self.steps and not self.draft
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,28 @@ class Preview:
 
 
 UNASKED = Score(math.nan, status="unasked")  # the search wanted the candidates moved, no more
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Candidates further on, the clean estimate there, rows denoised on the way."""
+
+    candidates: Candidates
+    clean: Tensor
+    rows: int = 0
+    gradient: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A batch moved, and decoded where it is to be scored; not judged yet."""
+
+    start: Candidates
+    moved: Moved
+    before: Preview
+    decoded: tuple[Decoded, list[bool]] | None
+    seconds: float
+
 
 Keep = Callable[[Rollout, Sequence[Evaluated]], None]
 
@@ -80,7 +105,6 @@ class Evaluator:
         values: dict[int, float],
         *,
         sde: Sde | None = None,
-        low_memory: bool = False,
     ) -> None:
         self._denoiser = denoiser
         self._verifier = verifier
@@ -90,19 +114,29 @@ class Evaluator:
         self._keep = keep
         self.values = values
         self._sde = sde
-        self._low_memory = low_memory
         self._named: set[int] = set()  # seeds that rows tell the making of
-        self._pools: dict[int, dict[int, Score]] = {}  # by step: ids and their scores
+        # By schedule and step: ids and their scores.
+        self._pools: dict[tuple[int, int], dict[int, Score]] = {}
 
     def __call__(self, rollout: Rollout) -> tuple[Scored, Cost]:
         """The scored candidates in the rollout's order, and the cost as measured."""
+        with self._denoiser.drafting(self._space.drafts[rollout.draft]):
+            return self._answer(rollout)
+
+    def _answer(self, rollout: Rollout) -> tuple[Scored, Cost]:
         if rollout.score:
             self._keep(rollout, ())  # the last round closes on the values that its search was sent
-        batches = [
-            self._batch(rollout, rollout.candidates.select(range(a, b)))
+        made: Iterable[Made] = (
+            self._make(rollout, rollout.candidates.select(range(a, b)))
             for a, b in spans(len(rollout.candidates), self._batch_size)
-        ]
-        moved, entries, costs = zip(*batches, strict=True)
+        )
+        if rollout.score and self._alone is not None:  # all are made before the verifier moves in
+            made = list(made)
+            self._alone.leave()
+        batches = [self._scored(rollout, batch) for batch in made]
+        if rollout.score and self._alone is not None:
+            self._verifier.offload()
+        moved, entries, gradients, costs = zip(*batches, strict=True)
         rows = [entry for batch in entries for entry in batch]
         scored = Scored(
             start=rollout.candidates,
@@ -110,42 +144,57 @@ class Evaluator:
             scores=_tensor([self.values[entry.id] for entry in rows]),
             ids=tuple(entry.id for entry in rows),
             rival_scores=_tensor([self.values[i] for i in rollout.rivals]),
+            gradient=torch.cat(gradients) if rollout.gradient else None,
         )
         return scored, sum(costs, Cost())
 
-    def _batch(
-        self, rollout: Rollout, start: Candidates
-    ) -> tuple[Candidates, list[Evaluated], Cost]:
+    @property
+    def _alone(self) -> Residence | None:
+        """The pipeline's place on the device, if it has to leave it to the verifier."""
+        residence = self._denoiser.residence
+        return residence if residence is not None and residence.alone else None
+
+    def _make(self, rollout: Rollout, start: Candidates) -> Made:
+        """Denoise a batch, and decode it if it is to be scored."""
         started = time.monotonic()
-        n = len(start)
-        final = rollout.until == self._space.steps
         early, before = self._previewed(rollout, start)
-        moved, clean, rows = self._denoise(rollout, early)
-        rows += before.rows
+        moved = self._climb(rollout, early) if rollout.gradient else self._denoise(rollout, early)
+        decoded = None
+        if rollout.score:
+            decoded = self._decode(moved.clean, start.seeds, self._last(rollout))
+        return Made(start, moved, before, decoded, time.monotonic() - started)
+
+    def _scored(
+        self, rollout: Rollout, made: Made
+    ) -> tuple[Candidates, list[Evaluated], Tensor | None, Cost]:
+        started = time.monotonic()
+        start, moved, before = made.start, made.moved, made.before
+        n = len(start)
+        finished = rollout.until == self._space.steps and not rollout.draft
         scores = [UNASKED] * n
         media: list[Any] = [None] * n
-        if rollout.score:
-            decoded, finite = self._decode(moved.latents if final else clean, start.seeds)
+        if made.decoded is not None:
+            decoded, finite = made.decoded
             scores = self._judge(decoded, finite, before.media or [None] * n)
             media = decoded.media
-        seconds = time.monotonic() - started
+        seconds = made.seconds + time.monotonic() - started
         cost = Cost(
             nfe=nfe_each(rollout) * n,
-            rows=rows,
+            rows=moved.rows + before.rows,
             decodes=(n if rollout.score else 0) + len(before.media),
             verifications=n if rollout.score else 0,
             seconds=seconds,
         )
         entries = [
-            self._entry(start, rollout, i, scores[i], media[i] if final else None, cost)
+            self._entry(start, rollout, i, scores[i], media[i] if finished else None, cost)
             for i in range(n)
         ]
         if rollout.score:
-            self._place(rollout.until, entries)
+            self._place((rollout.draft, rollout.until), entries)
         self._keep(rollout, entries)
-        return moved, entries, cost
+        return moved.candidates, entries, moved.gradient, cost
 
-    def _place(self, step: int, entries: Sequence[Evaluated]) -> None:
+    def _place(self, step: tuple[int, int], entries: Sequence[Evaluated]) -> None:
         """Let new candidates find their place among all that were scored at their step."""
         if not self._verifier.pooled:
             return
@@ -158,12 +207,13 @@ class Evaluator:
         """Candidates that will be finished, at the step whose clean estimate the verifier wants
         to see beside the finished picture; others as they are."""
         at = self._preview_step
-        wanted = rollout.score and rollout.until == self._space.steps
+        finished = rollout.until == self._space.steps and not rollout.draft
+        wanted = rollout.score and finished and not rollout.gradient
         if at is None or not wanted or start.step >= at:
             return start, Preview()
-        moved, clean, rows = self._denoise(replace(rollout, until=at), start)
-        decoded, _ = self._decode(clean, start.seeds)
-        return moved, Preview(decoded.media, rows)
+        moved = self._denoise(replace(rollout, until=at), start)
+        decoded, _ = self._decode(moved.clean, start.seeds, self._space.steps)
+        return moved.candidates, Preview(decoded.media, moved.rows)
 
     @property
     def _preview_step(self) -> int | None:
@@ -171,10 +221,10 @@ class Evaluator:
         share = self._verifier.preview_noise
         return None if share is None else self._space.step_below(share)
 
-    def _denoise(self, rollout: Rollout, start: Candidates) -> tuple[Candidates, Tensor, int]:
-        """The candidates at `until`, the clean estimate there, and rows denoised on the way."""
+    def _denoise(self, rollout: Rollout, start: Candidates) -> Moved:
+        """The candidates at `until`, and the clean estimate there."""
         if start.step == rollout.until:
-            return start, start.latents, 0
+            return Moved(start, start.latents)
         done = self._denoiser.denoise(
             self._prompt.text,
             noised(start).latents,
@@ -184,16 +234,40 @@ class Evaluator:
             rollout.guidance,
             self._sde,
         )
-        moved = replace(
-            start, latents=done.latents, step=rollout.until, noise_scale=done.noise_scale
-        )
-        return moved, done.clean, done.rows
+        return Moved(_on(start, rollout.until, done), done.clean, done.rows)
 
-    def _decode(self, latents: Tensor, seeds: Sequence[int]) -> tuple[Decoded, list[bool]]:
-        """Pictures, and which of them come from finite latents (a decoder makes nan black)."""
+    def _climb(self, rollout: Rollout, start: Candidates) -> Moved:
+        """As `_denoise`, with the gradient of the verifier's value."""
+        done = climbed(
+            self._denoiser,
+            lambda pixels: self._verifier.score_pixels(pixels, self._prompt.text),
+            self._prompt.text,
+            noised(start).latents,
+            start.seeds,
+            start.step,
+            rollout.until,
+            self._last(rollout),
+            rollout.guidance,
+            self._sde,
+        )
+        there = done.denoised
+        moved = _on(start, rollout.until, there)
+        return Moved(moved, there.clean, there.rows, done.gradient)
+
+    def _last(self, rollout: Rollout) -> int:
+        """The last step of the schedule that a rollout is on."""
+        return rollout.draft or self._space.steps
+
+    def _decode(
+        self, latents: Tensor, seeds: Sequence[int], steps: int
+    ) -> tuple[Decoded, list[bool]]:
+        """Pictures, and which of them come from finite latents (a decoder makes nan black).
+
+        A decoder that overflowed has had a second try in float32 by now.
+        """
         finite = [bool(row.isfinite().all()) for row in latents]
         decoded = self._denoiser.decode(
-            self._prompt.text, latents.nan_to_num(0.0, 0.0, 0.0), seeds, self._space.steps
+            self._prompt.text, latents.nan_to_num(0.0, 0.0, 0.0), seeds, steps
         )
         return decoded, finite
 
@@ -201,17 +275,15 @@ class Evaluator:
         self, decoded: Decoded, finite: Sequence[bool], previews: Sequence[Any]
     ) -> list[Score]:
         """A score for each picture; those that are none are not shown to the verifier."""
-        faults = [
-            _fault(m, ok, filtered)
-            for m, ok, filtered in zip(decoded.media, finite, decoded.filtered, strict=True)
-        ]
+        seen = zip(decoded.media, finite, decoded.filtered, decoded.sound, strict=True)
+        faults = [_fault(m, ok, filtered, sound) for m, ok, filtered, sound in seen]
         sound = [i for i, fault in enumerate(faults) if fault is None]
-        text, label = self._prompt.text, self._denoiser.label
+        text = self._prompt.text
+        label = self._denoiser.label(text)
         items = [Item(decoded.media[i], text, previews[i], label) for i in sound]
         scored = iter(self._verifier.score(items) if items else [])
-        if self._low_memory:
-            self._verifier.offload()
-        return [fault if fault is not None else next(scored) for fault in faults]
+        scores = [fault if fault is not None else next(scored) for fault in faults]
+        return [_noted(s, again) for s, again in zip(scores, decoded.again, strict=True)]
 
     def _recipe(self, seed: int) -> Mapping[str, Any]:
         """How a candidate was made; what it was made of stands within, unless a row names it."""
@@ -232,12 +304,13 @@ class Evaluator:
             id=number,
             seed=start.seeds[i],
             step=rollout.until,
-            steps=self._space.steps,
+            steps=self._last(rollout),
             parents=start.parents[i],
             recipe=self._recipe(start.seeds[i]),
             score=score,
             media=media,
             guidance=rollout.guidance,
+            draft=bool(rollout.draft),
             nfe=cost.nfe // n,
             rows=cost.rows // n,
             batch_size=n,
@@ -245,10 +318,21 @@ class Evaluator:
         )
 
 
-def _fault(media: Any, finite: bool, filtered: bool) -> Score | None:
+def _on(start: Candidates, until: int, done: Denoised) -> Candidates:
+    return replace(start, latents=done.latents, step=until, noise_scale=done.noise_scale)
+
+
+def _noted(score: Score, again: bool) -> Score:
+    """The score; if its picture had to be decoded in float32, that is noted beside it."""
+    return replace(score, details={**score.details, "decoded_in": "fp32"}) if again else score
+
+
+def _fault(media: Any, finite: bool, filtered: bool, sound: bool = True) -> Score | None:
     """Why a picture cannot be judged, or None."""
     if not finite:
         return Score.missing("the latents are not finite", "invalid_image")
+    if not sound:
+        return Score.missing("the decoder's numbers are not finite", "invalid_image")
     if filtered:
         return Score.missing("blackened by the pipeline's safety checker", "nsfw_filtered")
     # A sound video may fade in from black.

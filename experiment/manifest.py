@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import subprocess
 import sys
@@ -39,8 +40,17 @@ def manifest(pipe: Any, checkpoint: str, device: str) -> dict[str, Any]:
         "checkpoint": checkpoint,
         "weights": weights_identity(checkpoint),
         "pipeline": type(pipe).__name__,
-        "scheduler": {"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config},
+        "scheduler": {
+            "_class_name": type(pipe.scheduler).__name__,
+            **{name: _plain(value) for name, value in pipe.scheduler.config.items()},
+        },
     }
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON can hold it: DPM-Solver's minus infinity as text."""
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    return str(value) if infinite else value
 
 
 def _version(package: str) -> str | None:

@@ -6,7 +6,8 @@ the last and once with every answer worse: the two ends of what the run can come
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiment.config import ExperimentConfig, VerifierArgs
+from experiment.calls import Call, asks_more, called, refuse_unfit, start_of
+from experiment.config import EngineArgs, ExperimentConfig, VerifierArgs
 from experiment.prompts import Prompt
 from pipelines.loading import load_scheduler, local_steps, pipeline_index
+from pipelines.memory import GB, Needs, needs_of_folder, stored_bytes
 from pipelines.schedule import is_one_step
+from pipelines.start_image import load_picture
 from search.core import Candidates, Rollout, Scored
 from search.ledger import Cost, Ledger, nfe_each
 from search.play import play
@@ -25,7 +29,8 @@ from utils import UserError
 from verifiers.base import metric_name
 
 MOST_AT_ONCE = 2**20
-OFFERED = frozenset({"midway", "stochastic"})  # what pipelines can do for a search so far
+BATCH_SIZE = 8  # per image 0.29 s at 1, 0.15 s at 8, 0.17 s at 16 (bundled FLUX, 2 cores)
+CARDS = (24, 48, 80, 141)  # GB of common GPUs
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class Plan:
     def _lines(self) -> Iterable[tuple[str, str]]:
         config = self.config
         yield "pipeline", f"{self.checkpoint} ({config.torch_dtype}){self._classes()}"
+        if config.start_image is not None:
+            yield "image", f"starts from {config.start_image}"
         yield "verifier", _named(config.verifier_args)
         for judge in config.judges:
             yield "judge", _named(judge)
@@ -61,13 +68,30 @@ class Plan:
         n = len(self.prompts)
         yield "prompts", f"{n}: {_shortened(self.prompts[0].text)}" + (", ..." if n > 1 else "")
         if self.least is None or self.most is None:
-            yield "each prompt", "until its budget of seconds is spent"
+            yield "each prompt", "until its budget is spent"
+        else:
+            images = _span(self.least.images, self.most.images)
+            yield "each prompt", f"{self._rounds()}, {images} images"
+            yield "NFE", self._nfe(n)
+        yield from self._memory()
+
+    def _memory(self) -> Iterable[tuple[str, str]]:
+        """What the pipeline needs of a GPU, and where its weights would be put on a few of them."""
+        if not Path(self.checkpoint).is_dir():
+            yield "memory", "unknown until the checkpoint's files are here"
             return
-        yield (
-            "each prompt",
-            f"{self._rounds()}, {_span(self.least.images, self.most.images)} images",
+        stored = stored_bytes(self.checkpoint)
+        if stored is not None and stored < GB:
+            yield "memory", f"{stored / GB:.2f} GB of weights on disk, small enough for any GPU"
+            return
+        config, call = self.config, called(self.config, self.checkpoint)
+        engine, batch = config.engine_args, images_at_once(config, call.build)
+        needs = needs_of_folder(
+            self.checkpoint, config.torch_dtype, engine.quantization, call.build, call.args, batch
         )
-        yield "NFE", self._nfe(n)
+        yield "weights", needs.listed()
+        yield "activations", needs.active()
+        yield "placement", "; ".join(_placed(needs, engine, gb) for gb in CARDS)
 
     def _rounds(self) -> str:
         assert self.least is not None and self.most is not None
@@ -87,15 +111,35 @@ class Plan:
             return "; not here, so its pipeline and scheduler are unknown until it is loaded"
         index = pipeline_index(self.checkpoint)
         scheduler = (self.config.scheduler or {}).get("_class_name") or index["scheduler"][1]
-        return f": {index['_class_name']}, {scheduler}"
+        return f": {self.config.pipeline_class or index['_class_name']}, {scheduler}"
+
+
+def images_at_once(config: ExperimentConfig, build: Any) -> int:
+    """The batch size; `build` is the pipeline's class."""
+    if config.batch_size != "auto":
+        return config.batch_size
+    return 1 if "num_frames" in inspect.signature(build.__call__).parameters else BATCH_SIZE
 
 
 def make_plan(config: ExperimentConfig, checkpoint: str, prompts: list[Prompt]) -> Plan:
     """Work out a run's extent, and refuse what cannot work."""
-    _refuse_needs(config.search_args.search_method, config.search_args.build().needs)
+    _refuse_flat(config)
+    _refuse_ranks(config)
+    call = None
     if Path(checkpoint).is_dir():
         refuse_cuts(config, checkpoint)
-    steps = _steps(config, checkpoint)
+        if asks_more(config, checkpoint):
+            call = called(config, checkpoint)
+            refuse_unfit(config, call, prompts)
+    elif config.start_image is not None:
+        load_picture(config.start_image)  # a wrong one is refused here
+    whole = _steps(config, checkpoint)
+    first = 0 if whole is None else _first(config, call, whole)
+    steps = None if whole is None else whole - first
+    if steps == 0:
+        raise UserError(
+            f"Of {whole} steps this strength leaves none to take: raise it, or num_inference_steps."
+        )
     budget = config.budget.build()
     if steps is not None and budget.nfe is not None and budget.nfe < steps:
         raise UserError(
@@ -104,7 +148,7 @@ def make_plan(config: ExperimentConfig, checkpoint: str, prompts: list[Prompt]) 
         )
     if config.rounds is None and budget.nfe is None and budget.verifications is None:
         return Plan(config, checkpoint, prompts, steps, None, None)
-    ends = [_extent(config, steps or 1, answer) for answer in (_rising, _falling)]
+    ends = [_extent(config, whole or 1, first, answer) for answer in (_rising, _falling)]
     least, most = (
         Extent(*(which(getattr(end, name) for end in ends) for name in ("rounds", "images", "nfe")))
         for which in (min, max)
@@ -112,9 +156,27 @@ def make_plan(config: ExperimentConfig, checkpoint: str, prompts: list[Prompt]) 
     return Plan(config, checkpoint, prompts, steps, least, most)
 
 
-def _refuse_needs(method: str, needs: frozenset[str]) -> None:
-    for need in sorted(needs - OFFERED):
-        raise UserError(f"The search method '{method}' needs '{need}', which is not offered yet.")
+def _refuse_flat(config: ExperimentConfig) -> None:
+    """Refuse a search that climbs its verifier's gradient with a verifier that has none."""
+    method, verifier = config.search_args.search_method, config.verifier_args.make()
+    if "gradient" in config.search_args.build().needs and not verifier.differentiable:
+        raise UserError(
+            f"The search method '{method}' climbs the verifier's gradient, but '{verifier.name}' by"
+            f" {metric_name(verifier.metric)} has none: use one metric of clip, pickscore, hpsv2,"
+            " image_reward or laion_aesthetic."
+        )
+
+
+def _refuse_ranks(config: ExperimentConfig) -> None:
+    """Refuse ranks, which move with the pool, for a search that keeps scores to compare later."""
+    method = config.search_args.search_method
+    if getattr(config.search_args.build(), "fixed_scale", False) and (
+        config.verifier_args.make().ordinal
+    ):
+        raise UserError(
+            f"The search method '{method}' compares scores over time, but ranks change as the pool"
+            ' grows: give the ensemble "combine": "zscore" or "weighted".'
+        )
 
 
 def refuse_cuts(config: ExperimentConfig, checkpoint: str) -> None:
@@ -146,10 +208,24 @@ def _steps(config: ExperimentConfig, checkpoint: str) -> int | None:
     return local_steps(checkpoint, wanted, config.scheduler) or wanted
 
 
-def _extent(config: ExperimentConfig, steps: int, answer: Callable[[int], float]) -> Extent:
+def _first(config: ExperimentConfig, call: Call | None, steps: int) -> int:
+    """The step at which sampling starts, later than 0 from an image: for a checkpoint that is not
+    here as the share to be painted over says."""
+    if call is not None:
+        return start_of(config, call, config.pipeline_call_args["num_inference_steps"])
+    share = config.pipeline_call_args.get("strength", config.strength)
+    if config.start_image is None or not isinstance(share, int | float):
+        return 0
+    return steps - min(max(int(steps * share), 1), steps)
+
+
+def _extent(
+    config: ExperimentConfig, steps: int, first: int, answer: Callable[[int], float]
+) -> Extent:
     """Play the search against answers made up by `answer` from the candidate's number."""
     counted = 0
-    ledger = Ledger(replace(config.budget.build(), seconds=None))
+    # Rows an NFE and seconds are known only once the pipeline runs.
+    ledger = Ledger(replace(config.budget.build(), seconds=None, rows=None))
 
     def evaluate(rollout: Rollout) -> tuple[Scored, Cost]:
         nonlocal counted
@@ -162,14 +238,15 @@ def _extent(config: ExperimentConfig, steps: int, answer: Callable[[int], float]
             scores=_answers(answer, ids),
             ids=ids,
             rival_scores=_answers(answer, rollout.rivals),
+            gradient=torch.ones_like(rollout.candidates.latents) if rollout.gradient else None,
         )
         return scored, Cost(nfe=nfe_each(rollout) * n, verifications=n if rollout.score else 0)
 
     images = rounds = 0
     search = config.search_args.build()
-    for played in play(search, _Nowhere(steps), evaluate, ledger, config.rounds):
+    for played in play(search, _Nowhere(steps, first), evaluate, ledger, config.rounds):
         rounds = played.round
-        finished = played.rollout.until == steps
+        finished = played.rollout.until == steps and not played.rollout.draft
         images += len(played.rollout.candidates) if finished else 0
     return Extent(rounds, images, ledger.spent.nfe)
 
@@ -187,15 +264,15 @@ def _answers(answer: Callable[[int], float], ids: Iterable[int]) -> Tensor:
 
 
 class _Nowhere:
-    """A space whose points hold a single number: enough to count them."""
+    """A space whose points hold two numbers: enough to count them and to search over."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, first: int = 0) -> None:
         self.steps = steps
-        self.first = 0
+        self.first = first
         self.rng = torch.Generator().manual_seed(0)
 
     def draw(self, n: int) -> Candidates:
-        return self._points(n, 0)
+        return self._points(n, self.first)
 
     def perturb(self, around: Candidates, n: int, cosine: float) -> Candidates:
         return self._points(len(around) * n, around.step)
@@ -206,11 +283,24 @@ class _Nowhere:
     def fork(self, candidates: Candidates, index: Tensor | Iterable[int]) -> Candidates:
         return candidates.select(index)
 
+    def place(self, latents: Tensor, parents: Sequence[tuple[int, ...]]) -> Candidates:
+        return self._points(len(latents), 0)
+
+    def step_below(self, share: float) -> int:
+        """As if the level fell evenly from noise to clean."""
+        return max(1, min(int((1 - share) * self.steps) + 1, self.steps - 1))
+
+    def drafted(self, share: float) -> _Nowhere:
+        return _Nowhere(max(1, round(share * self.steps)))
+
+    def exact(self, drafts: Candidates) -> Candidates:
+        return drafts
+
     def spatial(self, latents: Tensor) -> Tensor:
-        return latents.reshape(-1, 1, 1, 1)
+        return latents.reshape(-1, 1, 1, 2)
 
     def from_spatial(self, unit: Tensor) -> Tensor:
-        return unit.reshape(-1, 1)
+        return unit.reshape(-1, 2)
 
     @staticmethod
     def _points(n: int, step: int) -> Candidates:
@@ -219,7 +309,14 @@ class _Nowhere:
                 f"A round would ask for {n} candidates at once: lower search_args.search_rounds or"
                 " the budget."
             )
-        return Candidates(torch.ones(n, 1), step, tuple(range(n)))
+        return Candidates(torch.ones(n, 2), step, tuple(range(n)))
+
+
+def _placed(needs: Needs, engine: EngineArgs, gb: int) -> str:
+    """Where the weights would be put on a GPU of so many GB, with nothing else on it."""
+    placement = needs.choose(engine.offload, engine.vae, gb * GB)
+    lacking = "" if needs.fit(placement, gb * GB) else " (may not fit)"
+    return f"{gb} GB: {placement}{lacking}"
 
 
 def _named(args: VerifierArgs) -> str:

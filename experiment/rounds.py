@@ -185,6 +185,7 @@ class RoundBook:
             "explanation": entry.score.explanation,
             "details": recorded_details(entry.score),
             "guidance": entry.guidance,
+            "draft": entry.draft,
             "nfe": entry.nfe,
             "rows": entry.rows,
             "batch_size": entry.batch_size,

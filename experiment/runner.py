@@ -7,22 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from experiment.calls import called, refuse_unfit
 from experiment.config import ExperimentConfig
 from experiment.evaluate import Evaluated, Evaluator
+from experiment.guests import guest
 from experiment.manifest import manifest
-from experiment.plan import Plan, make_plan, refuse_cuts
+from experiment.plan import Plan, images_at_once, make_plan, refuse_cuts
 from experiment.prompts import Prompt, load_prompts
 from experiment.rounds import RoundBook, RoundResult, recorded
 from experiment.store import RunStore, refuse_unwritable
 from pipelines.denoiser import Denoiser
 from pipelines.loading import (
-    check_call_args,
+    check_dtype,
     choose_device,
     hush,
     load_pipeline,
     load_scheduler,
     refuse_reserved,
 )
+from pipelines.placement import settle
+from pipelines.quantization import check_quantization
 from pipelines.sde import Sde
 from pipelines.space import LatentSpace
 from search.core import Rollout
@@ -30,8 +34,6 @@ from search.ledger import Cost, Ledger
 from search.play import play
 from utils import UserError, find_checkpoint, free_name, json_number, significant
 from verifiers.base import Chosen, Item
-
-BATCH_SIZE = 8  # per image 0.29 s at 1, 0.15 s at 8, 0.17 s at 16 (bundled FLUX, 2 cores)
 
 
 def plan(config: ExperimentConfig) -> Plan:
@@ -47,7 +49,7 @@ def run(config: ExperimentConfig, output_dir: str) -> RunStore:
     refuse_unwritable(output_dir)
     engine = load(config, planned)
     store = RunStore.create(output_dir, config)
-    store.write_json("config.json", saved(config, engine.batch_size))
+    store.write_json("config.json", saved(config, engine.batch_size, engine.vae))
     store.write_json("manifest.json", engine.manifest)
     print(f"Results go to {store.folder}", flush=True)
     experiment = Experiment(
@@ -67,6 +69,12 @@ class Engine:
     batch_size: int
     manifest: dict[str, Any]
 
+    @property
+    def vae(self) -> str | None:
+        """How pictures are decoded, where that was chosen here."""
+        residence = self.denoiser.residence
+        return None if residence is None else residence.placement.vae
+
 
 def load(config: ExperimentConfig, planned: Plan) -> Engine:
     """Check what can be checked before weights load, then load them."""
@@ -76,27 +84,43 @@ def load(config: ExperimentConfig, planned: Plan) -> Engine:
     for name, judge in judges.items():
         if judge.preview_noise is not None:
             raise UserError(f"'{name}' wants previews, which only verifier_args gets, not a judge.")
-    check_call_args(planned.checkpoint, config.pipeline_call_args)
+    call = called(config, planned.checkpoint)
+    refuse_unfit(config, call, planned.prompts)
     if config.scheduler is not None:
         load_scheduler(planned.checkpoint, config.scheduler)  # a wrong one is refused here
     refuse_cuts(config, planned.checkpoint)
     device = choose_device(config.engine_args.device)
+    check_dtype(config.torch_dtype, device)
+    check_quantization(config.engine_args.quantization, config.torch_dtype, device)
 
     pipe = load_pipeline(
         planned.checkpoint,
         config.torch_dtype,
-        device,
+        None,
+        build=call.build,
         scheduler=config.scheduler,
-        low_memory=config.use_low_gpu_vram,
+        quantization=config.engine_args.quantization,
     )
-    for judge in (verifier, *judges.values()):
+    asked = {"verifier": verifier, **judges}
+    for judge in asked.values():
         judge.load(device)
-    denoiser = Denoiser(pipe, config.pipeline_call_args)
+    batch_size = images_at_once(config, call.build)
+    residence = settle(
+        pipe,
+        device,
+        call.args,
+        batch_size,
+        offload=config.engine_args.offload,
+        vae=config.engine_args.vae,
+        gradient="gradient" in config.search_args.build().needs,
+        take_turns=config.use_low_gpu_vram,
+        others=[judge.offload for judge in asked.values()],
+    )
+    denoiser = Denoiser(pipe, call.args, residence)
 
-    batch_size = _batch_size(config, denoiser)
     _try_call(denoiser, planned.prompts[0], batch_size)
     ran_on = manifest(pipe, planned.checkpoint, device)
-    asked = {"verifier": verifier, **judges}
+    ran_on["placement"] = residence.described()
     ran_on["rubrics"] = {name: judge.rubric_hash for name, judge in asked.items()}
     return Engine(denoiser, verifier, judges, batch_size, ran_on)
 
@@ -118,17 +142,12 @@ def _numbered(judges: Sequence[Chosen]) -> dict[str, Chosen]:
     return named
 
 
-def _batch_size(config: ExperimentConfig, denoiser: Denoiser) -> int:
-    wanted = config.batch_size
-    if wanted != "auto":
-        return wanted
-    return 1 if denoiser.video else BATCH_SIZE
-
-
-def saved(config: ExperimentConfig, batch_size: int) -> dict[str, Any]:
-    """The resolved config with the batch size in use, on which an image's last bits depend."""
+def saved(config: ExperimentConfig, batch_size: int, vae: str | None = None) -> dict[str, Any]:
+    """The resolved config with the batch size and the way of decoding in use, on which an image's
+    last bits depend."""
     whole = config.resolved()
     whole["engine_args"]["batch_size"] = batch_size
+    whole["engine_args"]["vae"] = vae or config.engine_args.vae
     whole["batch_size_for_img_gen"] = None
     return whole
 
@@ -177,7 +196,7 @@ class Experiment:
         self.config = config
         self.denoiser = denoiser
         self.verifier = verifier
-        self.judges = judges
+        self.judges = {name: guest(j, denoiser.residence) for name, j in judges.items()}
         self.store = store
         self.planned = planned
         self.batch_size = batch_size
@@ -207,11 +226,10 @@ class Experiment:
         space = LatentSpace(
             self.denoiser, prompt.text, config.seed, prompt.occurrence, self.batch_size
         )
-        ledger = Ledger(config.budget.build())
+        ledger = self._ledger(prompt)
         values: dict[int, float] = {}
-        book = RoundBook(
-            self.store, prompt, self.verifier, self.judges, values, self.denoiser.label
-        )
+        label = self.denoiser.label(prompt.text)
+        book = RoundBook(self.store, prompt, self.verifier, self.judges, values, label)
         with self._progress(prompt) as bar:
 
             def keep(rollout: Rollout, batch: Sequence[Evaluated]) -> None:
@@ -228,16 +246,30 @@ class Experiment:
                 keep,
                 values,
                 sde=self.sde if "stochastic" in search.needs else None,
-                low_memory=config.use_low_gpu_vram,
             )
             for _ in play(search, space, evaluator, ledger, config.rounds):
                 pass
         book.close()
         if book.best is not None and book.best.path is not None:
-            item = Item(book.media(book.best), prompt.text, label=self.denoiser.label)
-            for judge in (self.verifier, *self.judges.values()):
+            item = Item(book.media(book.best), prompt.text, label=label)
+            verifier = guest(self.verifier, self.denoiser.residence)
+            for judge in (verifier, *self.judges.values()):
                 judge.chose(item)
         return Outcome(prompt, book, ledger.spent)
+
+    def _ledger(self, prompt: Prompt) -> Ledger:
+        budget = self.config.budget.build()
+        if budget.rows is None:
+            return Ledger(budget)
+        first, steps = self.denoiser.span(prompt.text, self.batch_size)
+        each = self.denoiser.rows_each(prompt.text)
+        image = each * (steps - first)
+        if budget.rows < image:
+            raise UserError(
+                f"A budget of {budget.rows} rows cannot finish one image of {image} rows: raise"
+                " budget.rows or lower num_inference_steps."
+            )
+        return Ledger(budget, each)
 
     def _progress(self, prompt: Prompt) -> Any:
         from tqdm import tqdm

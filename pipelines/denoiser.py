@@ -11,20 +11,24 @@ import hashlib
 import inspect
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipelines.guidance import guiding
+from pipelines.labels import asked_class, by_class, class_count, class_number
 from pipelines.layout import Layout, index_noise
+from pipelines.placement import Residence
+from pipelines.precise import coarse, in_float32, watched
 from pipelines.schedule import Level, levels
 from pipelines.sde import Sde
 from pipelines.window import Halt, StepWindow, Stretch, window
 from utils import UserError
 
-GUIDANCE = ("guidance_scale", "guidance_scale_2", "distilled_guidance_scale")
 ENCODED_PROMPTS = 16  # remembered: for each batch size in use a prompt, often a negative one too
 
 
@@ -56,23 +60,31 @@ class Decoded:
 
     media: list[Any]
     filtered: list[bool]  # blackened by the pipeline's own safety checker
+    sound: list[bool]  # decoded to finite numbers
+    again: list[bool]  # decoded a second time, in float32, for the decoder had overflowed
 
 
 class Denoiser:
     """One loaded pipeline with the arguments of its call."""
 
-    def __init__(self, pipe: Any, call_args: Mapping[str, Any]) -> None:
+    def __init__(
+        self, pipe: Any, call_args: Mapping[str, Any], residence: Residence | None = None
+    ) -> None:
         self.pipe = pipe
+        self.residence = residence
         self.call_args = dict(call_args)
         self._parameters = inspect.signature(type(pipe).__call__).parameters
         self._rows = 0
-        self._layout: Layout | None = None
+        self._layouts: dict[Any, Layout] = {}  # by number of inference steps
         self._seen_between_steps = False
         self._running: StepWindow | None = None
         self._halt_at_forward = False
         pipe.set_progress_bar_config(disable=True)
         if hasattr(pipe, "encode_prompt"):
-            object.__setattr__(pipe, "encode_prompt", _remembered(pipe.encode_prompt))
+            object.__setattr__(pipe, "encode_prompt", _remembered(pipe.encode_prompt, residence))
+        for module in pipe.components.values():
+            if isinstance(module, torch.nn.Module):
+                module.requires_grad_(False)  # only latents are ever differentiated
         for module in denoisers(pipe):
             module.register_forward_pre_hook(self._hook(module), with_kwargs=True)
 
@@ -80,11 +92,47 @@ class Denoiser:
     def video(self) -> bool:
         return "num_frames" in self._parameters
 
+    def label(self, prompt: str) -> str | None:
+        """The number of the class asked for, where the pipeline is class-conditional."""
+        return str(self._class(prompt)) if self._by_class else None
+
+    @functools.cached_property
+    def _by_class(self) -> bool:
+        return "class_labels" in self.call_args or by_class(self._parameters)
+
+    def _configs(self) -> list[Mapping[str, Any]]:
+        parts: list[Any] = denoisers(self.pipe)
+        return [part.config for part in parts]
+
+    def _class(self, prompt: str) -> int:
+        names = getattr(self.pipe, "labels", None) or {}
+        count = class_count(self._configs())
+        return class_number(asked_class(self.call_args, prompt), names, count)
+
+    @contextmanager
+    def drafting(self, inference_steps: int | None) -> Iterator[None]:
+        """Within this block the schedule has so many inference steps; None or 0: its own."""
+        before = self.call_args
+        if inference_steps:
+            self.call_args = {**before, "num_inference_steps": inference_steps}
+        try:
+            yield
+        finally:
+            self.call_args = before
+
     @property
-    def label(self) -> str | None:
-        """The class asked for, where the pipeline is class-conditional."""
-        labels = self.call_args.get("class_labels")
-        return None if labels is None else str(labels[0] if isinstance(labels, list) else labels)
+    def inference_steps(self) -> int:
+        """Inference steps as the pipeline is called, by which its schedule is set."""
+        parameter = self._parameters.get("num_inference_steps")
+        steps = parameter and self.call_args.get(parameter.name, parameter.default)
+        if not isinstance(steps, int):
+            raise UserError(f"{type(self.pipe).__name__} has no number of steps to draft with.")
+        return steps
+
+    @property
+    def rows(self) -> int:
+        """Rows through the denoiser so far, guidance included."""
+        return self._rows
 
     def draw(self, prompt: str, seeds: Sequence[int]) -> Drawn:
         """The noise plain diffusers would start from with a CPU generator for each seed.
@@ -104,15 +152,20 @@ class Denoiser:
         until: int,
         guidance: float = 1.0,
         sde: Sde | None = None,
+        *,
+        differentiable: bool = False,
     ) -> Denoised:
         """Take steps [start, until); `guidance` is a factor on the pipeline's guidance scale.
 
         sde: every step but the last adds noise keyed by seed and step. The latents hold their own;
-        what comes back is kept before its noise.
+        what comes back is kept before its noise. differentiable: the result has a graph back to
+        the latents.
         """
         before = self._rows
         stretch = Stretch(start, until, latents, tuple(seeds), sde=sde)
-        seen = self._run(prompt, stretch, extra=self._guided(guidance))
+        seen = self._run(
+            prompt, stretch, extra=self._guided(guidance), differentiable=differentiable
+        )
         if seen.taken != until - start:
             raise UserError(
                 f"{type(self.pipe).__name__} took {seen.taken} steps instead of {until - start}:"
@@ -137,21 +190,44 @@ class Denoiser:
 
     def decode(self, prompt: str, latents: Tensor, seeds: Sequence[int], steps: int) -> Decoded:
         """Images, or videos, of clean latents, by the pipeline's own way after its last step."""
+        decoded = self._decoded(prompt, latents, seeds, steps)
+        again = [i for i, sound in enumerate(decoded.sound) if not sound]
+        if not again or not coarse(self.pipe):
+            return decoded
+        with in_float32(self.pipe.vae):
+            for i in again:  # one at a time: they take twice the room
+                one = self._decoded(prompt, latents[i : i + 1].float(), seeds[i : i + 1], steps)
+                decoded.media[i], decoded.filtered[i] = one.media[0], one.filtered[0]
+                decoded.sound[i], decoded.again[i] = one.sound[0], True
+        return decoded
+
+    def pixels(self, prompt: str, latents: Tensor, seeds: Sequence[int], steps: int) -> Tensor:
+        """Decoded pixels [n, 3, H, W] in [0, 1] with a graph back to the clean latents."""
         output: dict[str, Any] = {}
         stretch = Stretch(steps, steps, latents, tuple(seeds), finish=True)
-        self._run(prompt, stretch, output=output)
+        extra = {"output_type": "pt"}
+        self._run(prompt, stretch, extra=extra, output=output, differentiable=True)
+        return torch.as_tensor(next(iter(output.values())))
+
+    def _decoded(self, prompt: str, latents: Tensor, seeds: Sequence[int], steps: int) -> Decoded:
+        """Decoded once, in the decoder's own number format."""
+        output: dict[str, Any] = {}
+        stretch = Stretch(steps, steps, latents, tuple(seeds), finish=True)
+        with watched(self.pipe, len(seeds)) as sound:
+            self._run(prompt, stretch, output=output)
         values = list(output.values())
         flags = output.get("nsfw_content_detected") or [False] * len(seeds)
-        return Decoded(list(values[0]), [bool(flag) for flag in flags])
+        return Decoded(list(values[0]), [bool(flag) for flag in flags], sound, [False] * len(seeds))
 
     def layout(self, prompt: str) -> Layout:
         """How the loop's latents at step 0 are a permutation of spatial noise."""
-        if self._layout is None:
+        steps = self.call_args.get("num_inference_steps")
+        if steps not in self._layouts:
             if self.draw(prompt, [0]).step:
                 raise UserError("A pipeline that starts from an image has no noise to lay out.")
             with index_noise(self.pipe) as digits:
-                self._layout = digits.read(lambda: self.draw(prompt, [0]).latents)
-        return self._layout
+                self._layouts[steps] = digits.read(lambda: self.draw(prompt, [0]).latents)
+        return self._layouts[steps]
 
     def steps(self, prompt: str, rows: int = 1) -> int:
         """Steps of the full schedule.
@@ -169,6 +245,11 @@ class Denoiser:
         """Signal and noise level before each step and after the last (so one more than steps)."""
         return levels(self._to_the_loop(prompt, rows).scheduler)
 
+    def rows_each(self, prompt: str) -> int:
+        """Rows that one NFE takes, found by taking a step: 2 with classifier-free guidance."""
+        drawn = self.draw(prompt, [0])
+        return self.denoise(prompt, drawn.latents, [0], drawn.step, drawn.step + 1).rows
+
     def _to_the_loop(self, prompt: str, rows: int) -> StepWindow:
         return self._run(prompt, Stretch(0, None, None, (0,) * rows), halt_at_forward=True)
 
@@ -176,31 +257,16 @@ class Denoiser:
         """The call arguments that scale guidance by a factor; none for a factor of 1."""
         if factor == 1.0:
             return {}
-        scales = {name: self._argument(name) for name in self._guiding()}
-        changed = {name: value * factor for name, value in scales.items() if value is not None}
-        if not changed:
+        scales = guiding(
+            self._parameters,
+            self.call_args,
+            getattr(self.pipe, "config", {}),
+            self._configs,
+        )
+        if not scales:
             who = type(self.pipe).__name__
             raise UserError(f"{who} has no guidance scale here that could be changed.")
-        return changed
-
-    def _guiding(self) -> tuple[str, ...]:
-        """The call arguments that guide as this pipeline is called.
-
-        A true classifier-free scale stands beside the distilled one (FLUX, Qwen-Image) and takes
-        effect above 1, with a negative prompt; the distilled one, where the model embeds it.
-        """
-        true_scale = self._argument("true_cfg_scale")
-        if true_scale is None:
-            return GUIDANCE
-        if true_scale > 1 and self._argument("negative_prompt") is not None:
-            return ("true_cfg_scale",)
-        configs: list[Any] = [module.config for module in denoisers(self.pipe)]
-        return GUIDANCE if any(c.get("guidance_embeds", True) for c in configs) else ()
-
-    def _argument(self, name: str) -> Any:
-        """A call argument as given, or its default; None where the call does not take it."""
-        parameter = self._parameters.get(name)
-        return parameter and self.call_args.get(name, parameter.default)
+        return {name: value * factor for name, value in scales.items()}
 
     def _run(
         self,
@@ -210,12 +276,18 @@ class Denoiser:
         extra: Mapping[str, Any] | None = None,
         halt_at_forward: bool = False,
         output: dict[str, Any] | None = None,
+        differentiable: bool = False,
     ) -> StepWindow:
         arguments = {**self._batched(prompt, stretch.seeds), **(extra or {})}
+        if self.residence is not None:
+            self.residence.enter()
+        call = type(self.pipe).__call__
+        if differentiable:
+            call = inspect.unwrap(call)  # below diffusers' no_grad
         with window(self.pipe, stretch) as seen:
             self._running, self._halt_at_forward = seen, halt_at_forward
             try:
-                result = self.pipe(**arguments)
+                result = call(self.pipe, **arguments)
                 if output is not None:
                     output.update(result)
             except Halt:
@@ -228,6 +300,8 @@ class Denoiser:
         """The call's arguments for a batch: its texts in lists, a generator for each seed."""
         n = len(seeds)
         given = {**self.call_args, **({"prompt": prompt} if "prompt" in self._parameters else {})}
+        if self._by_class:
+            given["class_labels"] = self._class(prompt)
         arguments: dict[str, Any] = {
             name: [_only(name, value)] * n if self._per_candidate(name, value) else value
             for name, value in given.items()
@@ -242,10 +316,11 @@ class Denoiser:
     def _per_candidate(self, name: str, value: Any) -> bool:
         """Whether a call argument goes into a list with one entry a candidate.
 
-        Class labels do, and prompts where the call takes a list of them: a negative prompt, but
-        neither a system prompt, which it puts before each of them itself, nor the parts of one.
+        Class labels do, a picture to start from (so that each draws its own noise of it), and
+        prompts where the call takes a list of them: a negative prompt, but neither a system
+        prompt, which it puts before each of them itself, nor the parts of one.
         """
-        if name == "class_labels":
+        if name == "class_labels" or (name == "image" and "strength" in self._parameters):
             return True
         parameter = self._parameters.get(name)
         if "prompt" not in name or parameter is None:
@@ -290,7 +365,7 @@ def _only(name: str, value: Any) -> Any:
     return value[0]
 
 
-def _remembered(encode: Any) -> Any:
+def _remembered(encode: Any, residence: Residence | None = None) -> Any:
     """`encode_prompt` that runs the text encoders once for the same arguments."""
     memory: OrderedDict[Any, Any] = OrderedDict()
 
@@ -302,6 +377,8 @@ def _remembered(encode: Any) -> Any:
         else:
             with torch.no_grad():
                 memory[key] = encode(*args, **kwargs)
+            if residence is not None:
+                residence.encoded()
             if len(memory) > ENCODED_PROMPTS:
                 memory.popitem(last=False)
         return memory[key]

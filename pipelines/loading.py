@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils import UserError, did_you_mean
+from pipelines.parts import kind_of, models_of
+from pipelines.quantization import loading_arguments, store_in_fp8
+from utils import UserError, did_you_mean, imported
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -44,9 +46,32 @@ def pipeline_index(checkpoint: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(
             f"The checkpoint '{checkpoint}' is neither a folder here nor to be had from the hub:"
-            f" {_sentence(error)}"
+            f" {_why_not(checkpoint, error)}"
         ) from error
     return index
+
+
+def _why_not(checkpoint: str, error: BaseException) -> str:
+    """Why a checkpoint could not be fetched, and the remedy, as the end of a sentence."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return (
+            f"it is gated, so accept its licence at {constants.ENDPOINT}/{checkpoint} and log in"
+            " with `hf auth login`."
+        )
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return "check its name, or, if it is private, log in with `hf auth login`."
+    if constants.HF_HUB_OFFLINE and not Path(checkpoint).is_dir():
+        return (
+            "HF_HUB_OFFLINE is set and the cache does not hold it, so unset that, or fetch it"
+            f" where there is a network with `hf download {checkpoint}`."
+        )
+    return _sentence(error)
 
 
 def _sentence(error: BaseException) -> str:
@@ -72,18 +97,28 @@ def _local_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def pipeline_class(checkpoint: str) -> Any:
-    """The diffusers class that the checkpoint asks for; loads no weights."""
+def pipeline_class(checkpoint: str, own: str | None = None) -> Any:
+    """The diffusers class that the checkpoint asks for, or the user's `own` in its place, at
+    "package.module:Class"; loads no weights."""
     from diffusers import DiffusionPipeline
 
     name = pipeline_index(checkpoint)["_class_name"]
-    found = _diffusers_class(checkpoint, name, "Pipeline")
-    if not issubclass(found, DiffusionPipeline):
-        raise UserError(f"'{checkpoint}' asks for a {name}, which is no pipeline.")
+    who, hint = f"'{checkpoint}'", ", or name your own class in 'pipeline_class'"
+    if own is not None:
+        if ":" not in own:
+            raise UserError(
+                f"There is no pipeline_class '{own}': give the path of your own class,"
+                " 'package.module:Class'."
+            )
+        who, name, found = "The config", own, imported("pipeline_class", own, own)
+    else:
+        found = _diffusers_class(checkpoint, name, "Pipeline", hint)
+    if not (inspect.isclass(found) and issubclass(found, DiffusionPipeline)):
+        raise UserError(f"{who} asks for a {name}, which is no pipeline.")
     return found
 
 
-def _diffusers_class(checkpoint: str, name: Any, kind: str) -> Any:
+def _diffusers_class(checkpoint: str, name: Any, kind: str, otherwise: str = "") -> Any:
     """The class of this name in diffusers, if all that it needs is installed."""
     import diffusers
 
@@ -92,7 +127,9 @@ def _diffusers_class(checkpoint: str, name: Any, kind: str) -> Any:
         known = [n for n in dir(diffusers) if n.endswith(kind)]
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f" (the nearest is {near[0]})" if near else ""
-        raise UserError(f"'{checkpoint}' asks for a {name}, which diffusers does not have{hint}.")
+        raise UserError(
+            f"'{checkpoint}' asks for a {name}, which diffusers does not have{hint}{otherwise}."
+        )
     # In place of a class whose requirements are missing diffusers has a stand-in that lists them.
     missing = [b for b in getattr(found, "_backends", ()) if not importlib.util.find_spec(b)]
     if missing:
@@ -100,17 +137,55 @@ def _diffusers_class(checkpoint: str, name: Any, kind: str) -> Any:
     return found
 
 
-def check_call_args(checkpoint: str, call_args: Mapping[str, Any]) -> None:
-    """Refuse call arguments that the checkpoint's pipeline does not take; loads no weights."""
-    asked = pipeline_class(checkpoint)
+def denoiser_configs(checkpoint: str) -> list[dict[str, Any]]:
+    """The configs of the checkpoint's denoisers; an empty one where it cannot be had alone."""
+    from diffusers import ModelMixin
+
+    parts = {n: p for n, p in pipeline_index(checkpoint).items() if _is_component(p)}
+    found = {name: _component_class(*part) for name, part in parts.items()}
+    return [
+        _component_config(build, checkpoint, name)
+        for name, build in found.items()
+        if inspect.isclass(build) and issubclass(build, ModelMixin) and not hasattr(build, "decode")
+    ]
+
+
+def _is_component(part: Any) -> bool:
+    return isinstance(part, list) and len(part) == 2 and all(isinstance(p, str) for p in part)
+
+
+def _component_class(library: str, name: str) -> Any:
+    """A component's class as model_index.json names it; None where it is not installed."""
+    try:
+        return getattr(importlib.import_module(library), name, None)
+    except ImportError:
+        return None
+
+
+def _component_config(build: Any, checkpoint: str, name: str) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = build.load_config(checkpoint, subfolder=name)
+    except OSError:  # what is wrong with the checkpoint is said when it is loaded
+        return {}
+    return config
+
+
+def check_call_args(
+    checkpoint: str, call_args: Mapping[str, Any], build: Any | None = None
+) -> None:
+    """Refuse call arguments that the checkpoint's pipeline, or `build` in its place, does not
+    take; loads no weights."""
+    asked = build or pipeline_class(checkpoint)
     accepted = inspect.signature(asked.__call__).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+    named = {name for name, p in accepted.items() if p.kind is not p.VAR_KEYWORD}
+    # diffusers' own calls take any others only to say that they are given up, or in silence.
+    if named != set(accepted) and not asked.__call__.__module__.startswith("diffusers."):
         return
     for argument in call_args:
-        if argument not in accepted:
+        if argument not in named:
             raise UserError(
                 f"{asked.__name__} takes no call argument '{argument}':"
-                f" {did_you_mean(argument, set(accepted) - {'self', *RESERVED})}"
+                f" {did_you_mean(argument, named - {'self', *RESERVED})}"
             )
 
 
@@ -153,16 +228,23 @@ def replaced_scheduler(own: Any, wanted: Mapping[str, Any] | None) -> Any:
     """The scheduler that the config names, with the checkpoint's settings where it names none."""
     if wanted is None:
         return own
+    from diffusers import SchedulerMixin
+
     options = dict(wanted)
-    scheduler_class = _diffusers_class("The config", options.pop("_class_name", None), "Scheduler")
+    name = options.pop("_class_name", None)
+    scheduler_class = _diffusers_class("The config", name, "Scheduler")
+    if SchedulerMixin not in getattr(scheduler_class, "__mro__", ()):
+        raise UserError(f"The config's scheduler, {name}, is none: name one, like DDIMScheduler.")
     known = set(inspect.signature(scheduler_class.__init__).parameters) - {"self"}
     for option in options:
         if option not in known:
-            raise UserError(
-                f"{scheduler_class.__name__} has no option '{option}':"
-                f" {did_you_mean(option, known)}"
-            )
-    return scheduler_class.from_config(own.config, **options)
+            raise UserError(f"{name} has no option '{option}': {did_you_mean(option, known)}")
+    try:
+        return scheduler_class.from_config(own.config, **options)
+    except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise UserError(
+            f"{name} cannot be set up as the config says: {_sentence(error)}"
+        ) from error
 
 
 def choose_device(wanted: str) -> str:
@@ -182,18 +264,38 @@ def choose_device(wanted: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def check_dtype(dtype: str, device: str) -> None:
+    """Refuse a number format that the device has no arithmetic for."""
+    import torch
+
+    cuda = torch.device(device).type == "cuda"
+    if dtype == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            "This GPU computes in bf16 only by emulation, many times slower: set torch_dtype to"
+            " fp16, or to fp32."
+        )
+    try:
+        one = torch.ones(1, 1, device=device, dtype=getattr(torch, DTYPES[dtype]))
+        torch.nn.functional.conv1d(one[None] @ one[None], one[None])
+    except (RuntimeError, TypeError) as error:
+        raise UserError(
+            f"The device '{device}' cannot compute in {dtype}: set torch_dtype to fp32."
+        ) from error
+
+
 def load_pipeline(
     checkpoint: str,
     dtype: str,
-    device: str,
+    device: str | None,
     *,
+    build: Any | None = None,
     scheduler: Mapping[str, Any] | None = None,
-    low_memory: bool = False,
+    quantization: str | None = None,
 ) -> Any:
-    """The pipeline with its weights, on its device.
+    """The pipeline with its weights, on its device; for None where reading has left them.
 
-    scheduler: class and options of one to replace the checkpoint's. low_memory: each component
-    waits on the CPU while it is not in use.
+    build: the pipeline's class, where it is not the checkpoint's own. scheduler: class and options
+    of one to replace the checkpoint's. quantization: of its denoisers.
     """
     import torch
     from diffusers import DiffusionPipeline
@@ -201,18 +303,27 @@ def load_pipeline(
     hush()
     torch_dtype = getattr(torch, DTYPES[dtype])
     try:
-        pipe = DiffusionPipeline.from_pretrained(checkpoint, dtype=torch_dtype)
+        pipe = (build or DiffusionPipeline).from_pretrained(
+            checkpoint, dtype=torch_dtype, **_quantized(checkpoint, quantization, torch_dtype)
+        )
     except (OSError, ValueError) as error:
         raise UserError(
-            f"The checkpoint '{checkpoint}' cannot be loaded: {_sentence(error)}"
+            f"The checkpoint '{checkpoint}' cannot be loaded: {_why_not(checkpoint, error)}"
         ) from error
     if scheduler is not None:
         pipe.register_modules(scheduler=replaced_scheduler(pipe.scheduler, scheduler))
-    if low_memory and device != "cpu":
-        pipe.enable_model_cpu_offload(device=device)
-    else:
-        pipe.to(device)
-    return pipe
+    if quantization == "fp8":
+        store_in_fp8(pipe, torch_dtype)
+    return pipe if device is None else pipe.to(device)
+
+
+def _quantized(checkpoint: str, quantization: str | None, dtype: Any) -> dict[str, Any]:
+    """The arguments of `from_pretrained` that quantise the checkpoint's denoisers."""
+    if quantization is None:
+        return {}
+    models = models_of(pipeline_index(checkpoint))
+    denoisers = [name for name, model in models if kind_of(model) == "denoiser"]
+    return loading_arguments(quantization, denoisers, dtype)
 
 
 def hush() -> None:

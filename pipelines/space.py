@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, replace
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from pipelines.batching import spans
 from pipelines.denoiser import Denoiser
+from pipelines.layout import Layout
 from pipelines.schedule import Level, renoised
 from pipelines.sde import with_noise
 from search.core import Candidates
 from search.resampling import on_shell, repeat_each
-from utils import digest, seed_of
+from utils import UserError, digest, seed_of
 
 
 class LatentSpace:
@@ -41,20 +43,25 @@ class LatentSpace:
         self._prompt = prompt
         self._key = (run_seed, digest(prompt), occurrence)
         self._batch_size = batch_size
-        self._next = 0
+        self._next = [0]  # shared with the drafted space
+        self._origin: LatentSpace | None = None  # what this space drafts
+        self._inference_steps: int | None = None  # of a draft's schedule
+        self.drafts: dict[int, int] = {0: 0}  # steps of drafted schedules: their inference steps
         self.first, self.steps = denoiser.span(prompt, batch_size)
         self.rng = torch.Generator().manual_seed(seed_of(*self._key, "rng"))
         self.recipes: dict[int, dict[str, Any]] = {}
 
     @functools.cached_property
     def _levels(self) -> tuple[Level, ...]:
-        return self._denoiser.schedule(self._prompt, self._batch_size)
+        with self._denoiser.drafting(self._inference_steps):
+            return self._denoiser.schedule(self._prompt, self._batch_size)
 
     def draw(self, n: int) -> Candidates:
         seeds = self._seeds([{"op": "draw"}] * n)
-        drawn = [
-            self._denoiser.draw(self._prompt, seeds[a:b]) for a, b in spans(n, self._batch_size)
-        ]
+        with self._denoiser.drafting(self._inference_steps):
+            drawn = [
+                self._denoiser.draw(self._prompt, seeds[a:b]) for a, b in spans(n, self._batch_size)
+            ]
         return Candidates(torch.cat([d.latents for d in drawn]), drawn[0].step, seeds)
 
     def perturb(self, around: Candidates, n: int, cosine: float) -> Candidates:
@@ -86,6 +93,11 @@ class LatentSpace:
             copies.latents, copies.step, seeds, copies.noise_scale, parents=copies.parents
         )
 
+    def place(self, latents: Tensor, parents: Sequence[tuple[int, ...]]) -> Candidates:
+        """Recipes say no more than that: such latents follow from the scores before them."""
+        seeds = self._seeds([{"op": "place"}] * len(latents))
+        return Candidates(latents, self.first, seeds, parents=tuple(parents))
+
     def step_below(self, share: float) -> int:
         """The first step between start and end at which noise / (signal + noise) is below this."""
         inner = range(1, self.steps)
@@ -93,10 +105,36 @@ class LatentSpace:
         return next((k for k in inner if shares[k] < share), self.steps - 1)
 
     def spatial(self, latents: Tensor) -> Tensor:
-        return self._denoiser.layout(self._prompt).spatial(latents)
+        return self._layout.spatial(latents)
 
     def from_spatial(self, unit: Tensor) -> Tensor:
-        return self._denoiser.layout(self._prompt).packed(unit)
+        return self._layout.packed(unit)
+
+    @property
+    def _layout(self) -> Layout:
+        with self._denoiser.drafting(self._inference_steps):
+            return self._denoiser.layout(self._prompt)
+
+    def drafted(self, share: float) -> LatentSpace:
+        steps = max(1, round(share * self._denoiser.inference_steps))
+        space = copy.copy(self)
+        space.__dict__.pop("_levels", None)
+        space._origin, space._inference_steps = self, steps
+        with self._denoiser.drafting(steps):
+            space.first, space.steps = self._denoiser.span(self._prompt, self._batch_size)
+        if space.first:
+            raise UserError(
+                "Sampling that starts from a picture cannot be drafted: a shorter schedule begins"
+                " at another level of noise."
+            )
+        self.drafts[space.steps] = steps
+        return space
+
+    def exact(self, drafts: Candidates) -> Candidates:
+        """The same unit noise at this schedule's scale; the very bits where the scales agree."""
+        assert self._origin is not None and drafts.step == 0
+        ratio = self._origin._layout.scale / self._layout.scale
+        return drafts if ratio == 1 else replace(drafts, latents=drafts.latents * ratio)
 
     def _stirred(self, latents: Tensor, noise: Tensor, step: int, cosine: float) -> Tensor:
         """x' = x + noise level * sqrt(2 - 2 cosine) * n: as far from x in the noise's own units
@@ -108,10 +146,10 @@ class LatentSpace:
         """The next seeds, no two alike within a prompt (31 bits can meet by chance)."""
         seeds = []
         for recipe in recipes:
-            while (seed := seed_of(*self._key, self._next)) in self.recipes:
-                self._next += 1
-            self.recipes[seed] = {**recipe, "index": self._next}
-            self._next += 1
+            while (seed := seed_of(*self._key, self._next[0])) in self.recipes:
+                self._next[0] += 1
+            self.recipes[seed] = {**recipe, "index": self._next[0]}
+            self._next[0] += 1
             seeds.append(seed)
         return tuple(seeds)
 

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from utils import named_class
+from utils import check_options, named_class
 
 SEARCHES = {
+    "draft": "search.methods.draft:Draft",
+    "ascent": "search.methods.ascent:Ascent",
     "random": "search.methods.random:Random",
     "zero-order": "search.methods.zero_order:ZeroOrder",
+    "steering": "search.methods.steering:Steering",
+    "svdd": "search.methods.svdd:Svdd",
+    "code": "search.methods.code:Code",
+    "rbf": "search.methods.rbf:Rbf",
+    "halving": "search.methods.halving:Halving",
+    "paths": "search.methods.paths:Paths",
+    "monitor": "search.methods.monitor:Monitor",
+    "ses": "search.methods.ses:Ses",
+    "evolution": "search.methods.evolution:Evolution",
+    "evosearch": "search.methods.evosearch:EvoSearch",
+    "tree": "search.methods.tree:Tree",
 }
+
+
+def make_search(name: str, options: Mapping[str, Any]) -> Any:
+    """The search of this name with these options."""
+    build = search_class(name)
+    check_options(f"The search method '{name}'", build, options)
+    return build(**options)
 
 
 def search_class(name: str) -> Any:

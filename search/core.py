@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol, Self, TypeAlias
 
@@ -83,7 +83,8 @@ class Rollout:
     score: below the last step this asks for a preview, the score of the step's clean estimate.
     gradient: also ask for d score / d latents as handed in.
     guidance: factor on the pipeline's own guidance scale, for this stretch.
-    draft: may be denoised by a cheap profile; a draft never wins.
+    draft: steps of the shorter schedule that these candidates are on (`Space.drafted`), by which
+        `until` then counts; a draft never wins. 0: none, the pipeline's own schedule.
     rivals: ids already scored that these compete with (the pivot, the nested pool, the elites).
     rejectable: a round in which none beats its rivals leaves no round record.
     round: rollouts of one round share its number; unset, each rollout is a round of its own.
@@ -94,7 +95,7 @@ class Rollout:
     score: bool = True
     gradient: bool = False
     guidance: float = 1.0
-    draft: bool = False
+    draft: int = 0
     rivals: tuple[int, ...] = ()
     rejectable: bool = False
     round: int | None = None
@@ -191,6 +192,21 @@ class Space(Protocol):
 
     def fork(self, candidates: Candidates, index: Tensor | Iterable[int]) -> Candidates:
         """Copies of the candidates at these positions with fresh seeds, so that they part."""
+
+    def place(self, latents: Tensor, parents: Sequence[tuple[int, ...]]) -> Candidates:
+        """Candidates at latents of the search's own making, where sampling starts: fresh seeds.
+
+        parents: for each the ids of the scored candidates it was made from.
+        """
+
+    def step_below(self, share: float) -> int:
+        """The first step between start and end at which noise / (signal + noise) is below this."""
+
+    def drafted(self, share: float) -> Space:
+        """The same space on a schedule with this share of the steps, for drafts."""
+
+    def exact(self, drafts: Candidates) -> Candidates:
+        """A drafted space's noises on the schedule that it was drafted from."""
 
     def spatial(self, latents: Tensor) -> Tensor:
         """Latents of step 0 as [n, C, H, W] (or [n, C, F, H, W]) of unit variance."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 
 from search.core import Rollout
 
@@ -42,12 +42,13 @@ class Budget:
     """Limits for one prompt; None means no limit."""
 
     nfe: int | None = None
+    rows: int | None = None
     verifications: int | None = None
     seconds: float | None = None
 
     @property
     def bounded(self) -> bool:
-        return any(limit is not None for limit in (self.nfe, self.verifications, self.seconds))
+        return any(limit is not None for limit in astuple(self))
 
 
 def nfe_each(rollout: Rollout) -> int:
@@ -58,9 +59,13 @@ def nfe_each(rollout: Rollout) -> int:
 
 @dataclass
 class Ledger:
-    """Keeps the account of one prompt."""
+    """Keeps the account of one prompt.
+
+    rows_each: rows through the denoiser that one NFE takes: 1, with guidance often 2.
+    """
 
     limit: Budget
+    rows_each: int = 1
     clock: Callable[[], float] = time.monotonic
     spent: Cost = Cost()
     started: float = field(init=False)
@@ -70,7 +75,13 @@ class Ledger:
 
     @property
     def nfe_left(self) -> int | None:
-        return None if self.limit.nfe is None else self.limit.nfe - self.spent.nfe
+        """What the budgets of NFE and of rows leave."""
+        left = []
+        if self.limit.nfe is not None:
+            left.append(self.limit.nfe - self.spent.nfe)
+        if self.limit.rows is not None:
+            left.append((self.limit.rows - self.spent.rows) // self.rows_each)
+        return min(left, default=None)
 
     @property
     def seconds_left(self) -> float | None:
@@ -82,10 +93,11 @@ class Ledger:
         """How many of a wish's candidates the rest of the budget can pay."""
         n = len(rollout.candidates)
         each = nfe_each(rollout)
-        if self.limit.nfe is not None and each:
-            n = min(n, (self.limit.nfe - self.spent.nfe) // each)
-        if self.limit.verifications is not None and rollout.score:
-            n = min(n, self.limit.verifications - self.spent.verifications)
+        if self.nfe_left is not None and each:
+            n = min(n, self.nfe_left // each)
+        if self.limit.verifications is not None:
+            left = self.limit.verifications - self.spent.verifications
+            n = min(n, left) if rollout.score or left <= 0 else n
         if self.seconds_left is not None and self.seconds_left <= 0:
             n = 0
         return max(n, 0)

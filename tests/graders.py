@@ -76,6 +76,7 @@ class Motion(BaseVerifier):
 
     metrics: ClassVar[tuple[str, ...]] = ("motion",)
     video: ClassVar[bool] = True
+    only_video: ClassVar[bool] = True
     chosen: ClassVar[list[float]] = []  # of every instance
 
     def score(self, items: Sequence[Item]) -> list[Score]:
@@ -95,3 +96,14 @@ class FallingVideos(Falling):
     """Every video is worse than the one before it."""
 
     video: ClassVar[bool] = True
+
+
+@dataclass
+class Asked(Brightness):
+    """Brightness; keeps the prompt and the label of each item, of every instance."""
+
+    told: ClassVar[list[tuple[str, str | None]]] = []
+
+    def score(self, items: Sequence[Item]) -> list[Score]:
+        self.told.extend((item.prompt, item.label) for item in items)
+        return super().score(items)

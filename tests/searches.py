@@ -32,3 +32,34 @@ class Noisy(Halving):
     """Asks for noise in its steps."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"midway", "stochastic"})
+
+
+@dataclass(frozen=True)
+class Louder:
+    """From the middle on with three times the guidance."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"midway"})
+    blind: ClassVar[bool] = True
+    guides: ClassVar[bool] = True
+
+    def sized(self, steps: int, nfe: int) -> Self:
+        return self
+
+    def flow(self, space: Space) -> Flow:
+        half = (space.first + space.steps) // 2
+        scored = yield Rollout(space.draw(2), until=half, score=False, round=1)
+        yield Rollout(scored.candidates, until=space.steps, guidance=3.0, round=1)
+
+
+@dataclass(frozen=True)
+class Perhaps(Louder):
+    """Declares by its options whether it changes guidance."""
+
+    scale: float = 1.0
+
+    @property
+    def guides(self) -> bool:  # type: ignore[override]
+        return self.scale != 1.0
+
+    def flow(self, space: Space) -> Flow:
+        yield Rollout(space.draw(2), until=space.steps, guidance=self.scale, round=1)

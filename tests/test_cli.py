@@ -103,7 +103,7 @@ CONFIGS = [
     ),
     ({"judges": [{"name": "clipp"}]}, "did you mean 'clip'"),
     ({"search_args": {"search_method": "randm"}}, "did you mean 'random'"),
-    ({"search_args": {"search_method": "zzz"}}, "known: random, zero-order"),
+    ({"search_args": {"search_method": "zzz"}}, "known: ascent, code"),
     ({"search_args": {"search_rounds": 0}}, "search_args.search_rounds", "not 0"),
     ({"search_args": {"search_method": "random", "pol": 1}}, "did you mean 'pool'"),
     ({"search_args": {"search_method": "random", "pool": "big"}}, "search_args.pool", "nested"),
@@ -117,6 +117,31 @@ CONFIGS = [
         '"four"',
     ),
     ({"budget": {"nfe": 5}}, "cannot finish one image of 20 steps"),
+    (
+        {"search_args": {"search_method": "ascent"}, "verifier_args": {"name": "shapes_oracle"}},
+        "'ascent' climbs the verifier's gradient, but 'shapes_oracle'",
+        "has none: use one metric of clip",
+    ),
+    (
+        {
+            "search_args": {"search_method": "steering"},
+            "verifier_args": {
+                "name": "ensemble",
+                "combine": "rank",
+                "verifiers": [{"name": "contrast"}, {"name": "shapes_oracle"}],
+            },
+        },
+        "'steering' compares scores over time, but ranks change",
+        '"zscore"',
+    ),
+    (
+        {"search_args": {"search_method": "draft", "inner": {"search_method": "paths"}}},
+        "'paths' does more than choose an initial noise",
+    ),
+    (
+        {"search_args": {"search_method": "draft", "inner": {"search_method": "zero"}}},
+        "no search method 'zero'",
+    ),
     ({"pipeline_call_args": {"latents": 1}}, "'latents'", "the search chooses them"),
     ({"pipeline_call_args": {"num_images_per_prompt": 4}}, "size of the pool"),
     ({"pipeline_call_args": {"num_inference_steps": "many"}}, "whole number", "'many'"),

@@ -20,6 +20,7 @@ from PIL import Image
 from experiment.config import parse_config
 from experiment.runner import run
 from main import main
+from utils import UserError
 
 PROMPT = "a red circle left of a blue square"
 STEPS = 2
@@ -209,6 +210,35 @@ def test_every_row_can_be_traced_back_to_a_drawn_noise(tmp_path: Path, name: str
         fork = row["recipe"]["of"]
         assert [row["recipe"]["op"], fork["op"], fork["of"]["op"]] == ["perturb", "fork", "renoise"]
         assert fork["of"]["of"] in seeds
+
+
+def test_rows_can_be_the_budget(tmp_path: Path) -> None:
+    """With guidance an NFE takes two rows: 41 rows pay for 10 images of 2 steps, and no more."""
+    call = {"num_inference_steps": 2, "guidance_scale": 4.0, "height": 32, "width": 32}
+    folder = ran(
+        tmp_path,
+        pretrained_model_name_or_path="shapes/models/shapes-sd",
+        pipeline_call_args=call,
+        budget={"rows": 41},
+    )
+    rows = rows_of(folder)
+    assert [(row["nfe"], row["rows"]) for row in rows] == [(2, 4)] * 10
+
+
+def test_too_few_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot finish one image of 2 rows"):
+        ran(tmp_path, budget={"rows": 1}, pipeline_call_args={"num_inference_steps": 2})
+
+
+def test_a_scheduler_with_an_infinite_setting_is_written_down(tmp_path: Path) -> None:
+    folder = ran(
+        tmp_path,
+        pretrained_model_name_or_path="shapes/models/shapes-sd",
+        pipeline_call_args={"num_inference_steps": 2},
+        scheduler={"_class_name": "DPMSolverMultistepScheduler"},
+    )
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["scheduler"]["lambda_min_clipped"] == "-inf"
 
 
 def test_missing_scores_are_recorded_and_never_win(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import torch
 
 from benchmarks.verifiers import small_options
 from main import main
+from pipelines.memory import Placement
+from pipelines.placement import Residence
 from tests.fake_api import MODEL, FakeApi, Reply
 from tests.test_run import PROMPT, config, ran, rounds_of, rows_of
 from tests.tiny_vlm import save_qwen2_5
@@ -155,10 +157,14 @@ def test_low_memory_takes_verifier_and_pipeline_in_turn(
 ) -> None:
     moved: list[str] = []
     monkeypatch.setattr("verifiers.vlm.VlmVerifier.offload", lambda self: moved.append("off"))
+    monkeypatch.setattr(
+        "experiment.runner.settle",
+        lambda pipe, device, *_, **__: Residence(pipe, device, Placement(), alone=True),
+    )
     ran(
         tmp_path,
         verifier_args={"name": "vqa", **options["vqa"]},
         search_args=SHORT,
         use_low_gpu_vram=True,
     )
-    assert moved == ["off"]
+    assert moved == ["off", "off"]  # after the round, and after it was told which image was chosen

@@ -40,8 +40,6 @@ from utils import UserError
 
 SEEDS = (11, 12)
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-INDEPENDENT = [name for name in FAMILIES if name != "flux_img2img"]
-# flux_img2img draws the image's latents from the first generator alone, in diffusers itself
 
 
 def plain(family: Family, pipe: Any, seeds: Sequence[int], **more: Any) -> list[np.ndarray]:
@@ -110,7 +108,7 @@ def test_cut_and_uncut_equal_plain_diffusers_bit_for_bit(
         assert torch.equal(end, singles)
 
 
-@pytest.mark.parametrize("name", INDEPENDENT)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_an_image_does_not_depend_on_its_batch_mates(name: str) -> None:
     denoiser = Denoiser(FAMILIES[name].build(), FAMILIES[name].call_args)
     (first, _), _ = ours(denoiser, (11, 12))
@@ -121,7 +119,7 @@ def test_an_image_does_not_depend_on_its_batch_mates(name: str) -> None:
     assert np.abs(first.astype(int) - moved.astype(int)).max() <= 1
 
 
-@pytest.mark.parametrize("name", INDEPENDENT)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_batch_sizes_agree_within_one_of_255(name: str) -> None:
     family = FAMILIES[name]
     pair, _ = ours(Denoiser(family.build(), family.call_args), SEEDS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,6 +26,7 @@ class ToySpace:
         self.rng = torch.Generator().manual_seed(seed)
         self.sigmas = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         self.count = 0
+        self.origin: ToySpace | None = None  # the space that this one drafts
 
     def draw(self, n: int) -> Candidates:
         seeds = self._seeds(n)
@@ -53,6 +55,24 @@ class ToySpace:
         copies = candidates.select(index)
         return replace(copies, seeds=self._seeds(len(copies)))
 
+    def place(self, latents: Tensor, parents: Sequence[tuple[int, ...]]) -> Candidates:
+        return Candidates(latents, self.first, self._seeds(len(latents)), parents=tuple(parents))
+
+    def step_below(self, share: float) -> int:
+        inner = range(1, self.steps)
+        return next((k for k in inner if self.sigmas[k] < share), self.steps - 1)
+
+    def drafted(self, share: float) -> ToySpace:
+        space = copy.copy(self)
+        space.steps = max(1, round(share * self.steps))
+        space.sigmas = torch.linspace(1, 0, space.steps + 1, dtype=torch.float64)
+        space.origin = self.origin or self
+        return space
+
+    def exact(self, drafts: Candidates) -> Candidates:
+        assert drafts.step == 0 and self.origin is not None
+        return drafts
+
     def spatial(self, latents: Tensor) -> Tensor:
         return latents.reshape(len(latents), 1, 1, self.dim)
 
@@ -60,8 +80,9 @@ class ToySpace:
         return unit.reshape(len(unit), self.dim)
 
     def _seeds(self, n: int) -> tuple[int, ...]:
-        self.count += n
-        return tuple(seed_of("toy", self.seed, i) for i in range(self.count - n, self.count))
+        counted = self.origin or self
+        counted.count += n
+        return tuple(seed_of("toy", self.seed, i) for i in range(counted.count - n, counted.count))
 
     def _noise(self, seeds: Iterable[int]) -> Tensor:
         return unit(seeds, self.dim)
@@ -97,6 +118,7 @@ class ToyEngine:
     stochastic: bool = False
     rows: int = 0
     log: list[tuple[int, float]] = field(default_factory=list)
+    sigmas: Tensor = field(init=False)
 
     centres = torch.tensor([[1.2, -0.4], [-1.0, 1.0], [0.3, 1.4], [-0.9, -1.1]]).double()
     target = torch.tensor([1.2, -0.4], dtype=torch.float64)
@@ -112,7 +134,7 @@ class ToyEngine:
 
     def stepped(self, at: Candidates) -> tuple[Tensor, Candidates]:
         """The clean estimate, and the candidates one step on."""
-        s, t = self.space.sigmas[at.step], self.space.sigmas[at.step + 1]
+        s, t = self.sigmas[at.step], self.sigmas[at.step + 1]
         v = self.velocity(at.latents, s)
         clean, noise = at.latents - s * v, at.latents + (1 - s) * v
         self.rows += len(at)
@@ -123,17 +145,28 @@ class ToyEngine:
         kept = scale.expand(len(at)).clone() if self.stochastic else None
         return clean, replace(at, latents=mean, step=at.step + 1, noise_scale=kept)
 
+    def judged(self, clean: Tensor) -> Tensor:
+        """The verifier: scores [n] of clean estimates [n, dim]."""
+        return -(clean - self.target).norm(dim=1)
+
     def __call__(self, wish: Rollout) -> tuple[Scored, Cost]:
         start = wish.candidates
-        at = start
-        clean = noised(start).latents
+        self.sigmas = self.space.sigmas
+        if wish.draft:
+            self.sigmas = torch.linspace(1, 0, wish.draft + 1, dtype=torch.float64)
+        origin = start.latents.clone().requires_grad_(wish.gradient)
+        at = replace(start, latents=origin)
+        clean = noised(at).latents
         for _ in range(start.step, wish.until):
             clean, at = self.stepped(noised(at))
         ids = tuple(range(len(self.log), len(self.log) + len(start)))
-        scores = -(clean - self.target).norm(dim=1)
+        scores = self.judged(clean) if wish.score else torch.full((len(clean),), torch.nan)
         if self.nan_every:
             missing = torch.tensor([i % self.nan_every == 0 for i in ids])
             scores = scores.masked_fill(missing, torch.nan)
+        gradient = torch.autograd.grad(scores.sum(), origin)[0] if wish.gradient else None
+        at, scores = replace(at, latents=at.latents.detach()), scores.detach()
+        self.rows += (nfe_each(wish) - (wish.until - start.step)) * len(start)
         self.log += zip(start.seeds, scores.tolist(), strict=True)
         scored = Scored(
             start=start,
@@ -141,7 +174,8 @@ class ToyEngine:
             scores=scores,
             ids=ids,
             rival_scores=torch.tensor([self.log[i][1] for i in wish.rivals]).double(),
+            gradient=gradient,
         )
         n = len(start)
-        return scored, Cost(nfe=nfe_each(wish) * n, rows=n * (wish.until - start.step),
-                            verifications=n)  # fmt: skip
+        calls = nfe_each(wish) * n
+        return scored, Cost(nfe=calls, rows=calls, verifications=n if wish.score else 0)

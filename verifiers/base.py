@@ -68,9 +68,10 @@ class Verifier(Protocol):
 
     metrics: what it gives. needs: packages, keys or weights it cannot do without, in words.
     explains: its records carry an explanation beside the score. video: it takes a whole video;
-    one that does not is shown keyframes. preview_noise: the share of noise at which it wants a
-    preview of each finished candidate; None for no preview. pooled: its scores' values depend on
-    the other candidates of the prompt, and `pool_values` tells them.
+    one that does not is shown keyframes. only_video: it takes nothing else.
+    preview_noise: the share of noise at which it wants a preview of each finished candidate; None
+    for no preview. pooled: its scores' values depend on the other candidates of the prompt, and
+    `pool_values` tells them.
     """
 
     metrics: ClassVar[tuple[str, ...]]
@@ -114,6 +115,7 @@ class BaseVerifier:
     needs: ClassVar[str] = ""
     explains: ClassVar[bool] = False
     video: ClassVar[bool] = False
+    only_video: ClassVar[bool] = False
 
     @property
     def preview_noise(self) -> float | None:
@@ -158,6 +160,9 @@ class Chosen:
     verifier: Verifier
     name: str
     metric: Metric
+    _away: list[tuple[Any, Any]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         check_metric(self.name, self.verifier.metrics, self.metric)
@@ -174,14 +179,33 @@ class Chosen:
     def pooled(self) -> bool:
         return self.verifier.pooled
 
+    @property
+    def ordinal(self) -> bool:
+        """Whether values are ranks in the pool so far."""
+        return bool(getattr(self.verifier, "ordinal", False))
+
     def pool_values(self, pool: Sequence[Score]) -> list[float]:
         return self.verifier.pool_values(pool)
 
     def chose(self, item: Item) -> None:
+        self._return()
         self.verifier.chose(item)
 
     def offload(self) -> None:
+        """Models that the verifier does not move itself are moved for it, and back when needed."""
+        from verifiers.moving import models_within
+
         self.verifier.offload()
+        for model in {id(model): model for model in models_within(self.verifier)}.values():
+            device = next((p.device for p in model.parameters()), None)
+            if device is not None and device.type != "cpu":
+                self._away.append((model, device))
+                model.to("cpu")
+
+    def _return(self) -> None:
+        while self._away:
+            model, device = self._away.pop()
+            model.to(device)
 
     @property
     def rubric_hash(self) -> str | None:
@@ -193,7 +217,20 @@ class Chosen:
     def load(self, device: str) -> None:
         self.verifier.load(device)
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether the value can be climbed: one metric, of a verifier that scores pixels."""
+        return hasattr(self.verifier, "score_pixels") and len(weights_of(self.metric)) == 1
+
+    def score_pixels(self, pixels: Tensor, prompt: str) -> Tensor:
+        """Values [n], differentiable, of pixels [n, 3, H, W] in [0, 1]."""
+        climbable: Any = self.verifier
+        (weight,) = weights_of(self.metric).values()
+        scores: Tensor = climbable.score_pixels(pixels, [prompt] * len(pixels))
+        return weight * scores
+
     def score(self, items: Sequence[Item]) -> list[Score]:
+        self._return()
         scores = self.verifier.score(items)
         assert len(scores) == len(items), f"{self.name} answered {len(scores)} of {len(items)}"
         return [self._valued(score) for score in scores]

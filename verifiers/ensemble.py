@@ -64,6 +64,10 @@ class Ensemble(BaseVerifier):
         return self.combine != "weighted"
 
     @property
+    def ordinal(self) -> bool:
+        return self.combine == "rank"
+
+    @property
     def preview_noise(self) -> float | None:
         wanted = [m.preview_noise for m in self._members.values() if m.preview_noise is not None]
         return min(wanted, default=None)

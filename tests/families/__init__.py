@@ -35,6 +35,8 @@ class Family:
         """All arguments of one call with one candidate per seed."""
         count = len(seeds)
         args = {**self.call_args, "generator": [torch.Generator().manual_seed(s) for s in seeds]}
+        if "image" in args:
+            args["image"] = [args["image"]] * count  # a picture each, or all take the first's noise
         if self.prompted:
             return {**args, "prompt": [prompt] * count}
         return {**args, "class_labels": list(self.call_args["class_labels"]) * count}

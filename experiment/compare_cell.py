@@ -1,0 +1,281 @@
+"""One run of a comparison: a method at a seed and a budget, over all prompts, in its own folder.
+
+The folder is an ordinary run's, and `winners.jsonl` beside: a line for each prompt that is done,
+with the best image within each budget. A prompt without its line is searched for again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from experiment.compare_config import metric_labels
+from experiment.config import ExperimentConfig
+from experiment.guests import guest
+from experiment.plan import Plan
+from experiment.prompts import Prompt
+from experiment.records import CANDIDATES, SUMMARY, CandidateRecord, read_candidates
+from experiment.runner import Engine, Experiment, Outcome, saved
+from experiment.store import RunStore
+from utils import UserError, json_number, write_atomically
+from verifiers.base import Item
+
+WINNERS = "winners.jsonl"
+FREE = ("num_prompts", "batch_size_for_img_gen", "engine_args")  # may differ between sittings
+TOTALS = ("nfe", "rows", "seconds")
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The best finished image of one prompt within a budget.
+
+    nfe, rows, seconds, images: spent and finished by then. path: None where nothing was scored.
+    scores: by metric, what the verifier and the judges say of it; nan for no answer. ceilings: by
+    metric, the highest score of any image finished by then.
+    """
+
+    budget: int
+    nfe: float
+    rows: int
+    seconds: float
+    images: int
+    path: str | None
+    scores: Mapping[str, float]
+    ceilings: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A prompt that was searched for: its part of the summary, and its winners."""
+
+    prompt_index: int
+    prompt: str
+    stem: str
+    summary: dict[str, Any]
+    winners: tuple[Winner, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is run, and where; budgets: all those that this one run answers for."""
+
+    label: str
+    config: ExperimentConfig
+    planned: Plan
+    budgets: tuple[int, ...]
+    ceilings: tuple[str, ...]
+    folder: Path
+
+    @property
+    def budget(self) -> int:
+        return self.budgets[-1]
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @cached_property
+    def alone(self) -> ExperimentConfig:
+        """The run's own config: only winners are judged, once the search is over."""
+        return self.config.model_copy(update={"judges": ()})
+
+    def done(self) -> dict[int, Done]:
+        """All prompts done so far, by index; refuses results of another config."""
+        path = self.folder / WINNERS
+        if not path.exists():
+            return {}
+        self._refuse_other()
+        found = [_parsed(line) for line in path.read_bytes().split(b"\n") if line.strip()]
+        prompts = {prompt.index: prompt.text for prompt in self.planned.prompts}
+        for each in found:
+            if prompts.get(each.prompt_index, each.prompt) != each.prompt:
+                raise UserError(_other(self.folder, "prompts"))
+        return {each.prompt_index: each for each in found}
+
+    def finish(self) -> None:
+        """Write the run's summary if all of its prompts are done."""
+        done = self.done()
+        if (self.folder / SUMMARY).exists() or not all(
+            prompt.index in done for prompt in self.planned.prompts
+        ):
+            return
+        each = [done[prompt.index].summary for prompt in self.planned.prompts]
+        total = {name: round(sum(summary[name] for summary in each), 3) for name in TOTALS}
+        store = RunStore(self.folder, self.config.export)
+        store.write_summary({"prompts": each, "total": total})
+
+    def _refuse_other(self) -> None:
+        before = json.loads((self.folder / "config.json").read_bytes())
+        now = json.loads(json.dumps(self.alone.resolved()))
+        for key in sorted(before.keys() | now.keys()):
+            if key not in FREE and before.get(key) != now.get(key):
+                raise UserError(_other(self.folder, key))
+
+
+def _other(folder: Path, key: str) -> str:
+    return (
+        f"{folder} holds results of another config (other {key}): give the comparison another"
+        " name, or move the folder away."
+    )
+
+
+class CellRun:
+    """A cell being run: opened where it was left."""
+
+    def __init__(self, cell: Cell, engine: Engine) -> None:
+        self.cell = cell
+        self.done = cell.done()
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        self._engine = engine
+        self._store = RunStore(cell.folder, cell.config.export)
+        self._drop_unfinished()
+        self._store.write_json("config.json", saved(cell.alone, engine.batch_size, engine.vae))
+        if not (cell.folder / "manifest.json").exists():
+            self._store.write_json("manifest.json", engine.manifest)
+        self._experiment = Experiment(
+            cell.alone,
+            engine.denoiser,
+            engine.verifier,
+            {},
+            self._store,
+            cell.planned,
+            engine.batch_size,
+        )
+
+    def search(self, prompt: Prompt) -> Done:
+        """Search for one prompt, judge its winners, and note that it is done."""
+        outcome = self._experiment.search(prompt)
+        done = Done(
+            prompt.index, prompt.text, prompt.stem, outcome.summary(), self._winners(outcome)
+        )
+        self.done[prompt.index] = done
+        lines = "".join(_line(self.done[index]) for index in sorted(self.done))
+        write_atomically(self.cell.folder / WINNERS, lines.encode())
+        return done
+
+    def _drop_unfinished(self) -> None:
+        """Remove the rows and files of prompts that are not done, and the summary of all."""
+        folder = self.cell.folder
+        (folder / SUMMARY).unlink(missing_ok=True)
+        kept = {done.stem for done in self.done.values()}
+        for path in folder.glob("prompt@*_i@*"):
+            if path.name.rsplit("_i@", 1)[0] not in kept:
+                path.unlink()
+        rows = folder / CANDIDATES
+        if rows.exists():
+            lines = rows.read_bytes().splitlines(keepends=True)
+            write_atomically(rows, b"".join(line for line in lines if self._of_done(line)))
+
+    def _of_done(self, line: bytes) -> bool:
+        """Whether a row belongs to a prompt that is done; an interruption may have cut it short."""
+        return line.endswith(b"\n") and json.loads(line)["prompt_index"] in self.done
+
+    def _winners(self, outcome: Outcome) -> tuple[Winner, ...]:
+        index = outcome.prompt.index
+        rows = [row for row in read_candidates(self.cell.folder) if row.prompt_index == index]
+        judging = _Judging(
+            self._engine, self._store, outcome.prompt, metric_labels(self.cell.config)
+        )
+        return tuple(self._winner(rows, budget, outcome, judging) for budget in self.cell.budgets)
+
+    def _winner(
+        self,
+        rows: Sequence[CandidateRecord],
+        budget: int,
+        outcome: Outcome,
+        judging: _Judging,
+    ) -> Winner:
+        part = within(rows, budget)
+        best = best_of(part)
+        if budget == self.cell.budget:  # what the run itself has chosen
+            chosen = outcome.book.best
+            best = next((row for row in part if chosen and row.id == chosen.id), None)
+        whole = max((row.steps for row in rows), default=0)  # a draft's schedule is shorter
+        images = [row for row in part if row.step == whole]
+        return Winner(
+            budget=budget,
+            nfe=sum(row.nfe for row in part),
+            rows=sum(row.rows for row in part),
+            seconds=round(sum(row.seconds for row in part), 6),
+            images=len(images),
+            path=best.path if best else None,
+            scores=judging.scores(best),
+            ceilings={label: judging.highest(images, label) for label in self.cell.ceilings},
+        )
+
+
+class _Judging:
+    """The scores of one prompt's images, from the pictures on disk; each is judged once."""
+
+    def __init__(
+        self, engine: Engine, store: RunStore, prompt: Prompt, labels: tuple[str, ...]
+    ) -> None:
+        self._store = store
+        self._prompt = prompt
+        self._class = engine.denoiser.label(prompt.text)
+        judges = [guest(judge, engine.denoiser.residence) for judge in engine.judges.values()]
+        self._verifier, self._judges = labels[0], dict(zip(labels[1:], judges, strict=True))
+        self._known: dict[tuple[str, str], float] = {}
+
+    def scores(self, row: CandidateRecord | None) -> dict[str, float]:
+        """By metric what is said of an image; the verifier's word is the row's own."""
+        if row is None:
+            return dict.fromkeys((self._verifier, *self._judges), math.nan)
+        judged = {label: self._judge(row, label) for label in self._judges}
+        return {self._verifier: row.score, **judged}
+
+    def highest(self, images: Iterable[CandidateRecord], label: str) -> float:
+        """The best of the images that are on disk, by one judge; nan where it answers for none."""
+        found = [self._judge(row, label) for row in images if row.path]
+        return max((score for score in found if not math.isnan(score)), default=math.nan)
+
+    def _judge(self, row: CandidateRecord, label: str) -> float:
+        assert row.path is not None
+        key = (row.path, label)
+        if key not in self._known:
+            item = Item(self._store.read_media(row.path), self._prompt.text, label=self._class)
+            self._known[key] = self._judges[label].score([item])[0].value
+        return self._known[key]
+
+
+def within(rows: Sequence[CandidateRecord], budget: float) -> list[CandidateRecord]:
+    """The first rows, as many as this many NFE pay for."""
+    part: list[CandidateRecord] = []
+    spent = 0.0
+    for row in rows:
+        spent += row.nfe
+        if spent > budget:
+            break
+        part.append(row)
+    return part
+
+
+def best_of(rows: Iterable[CandidateRecord]) -> CandidateRecord | None:
+    """The finished image with the highest score; of equal ones the earlier.
+
+    One without a picture belongs to a rejected round, in which something on disk scored as high.
+    """
+    finished = [r for r in rows if r.step == r.steps and r.path and not math.isnan(r.score)]
+    return min(finished, key=lambda row: (-row.score, row.id), default=None)
+
+
+def _line(done: Done) -> str:
+    content = asdict(done)
+    for winner in content["winners"]:
+        for part in ("scores", "ceilings"):
+            winner[part] = {name: json_number(value) for name, value in winner[part].items()}
+    return json.dumps(content, allow_nan=False) + "\n"
+
+
+def _parsed(line: bytes) -> Done:
+    content = json.loads(line)
+    for winner in content["winners"]:
+        for part in ("scores", "ceilings"):
+            winner[part] = {k: math.nan if v is None else v for k, v in winner[part].items()}
+    winners = tuple(Winner(**winner) for winner in content["winners"])
+    return Done(**{**content, "winners": winners})

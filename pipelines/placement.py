@@ -1,0 +1,176 @@
+"""Puts a loaded pipeline where there is room for it, and makes room for others in between.
+
+Offloading is diffusers' own. Nothing here asks a pipeline for its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from pipelines.memory import Decoding, Needs, Offload, Placement, free_memory, needs_of
+from pipelines.parts import kind_of
+from utils import UserError
+
+
+class Residence:
+    """A pipeline on its device, as a placement says.
+
+    alone: it shares the device with nobody: `leave` makes room for the verifier, and `enter`,
+    before the next call, takes the place back. Neither does anything where all fits at once.
+    """
+
+    def __init__(
+        self, pipe: Any, device: str, placement: Placement, *, alone: bool = False
+    ) -> None:
+        self.placement = placement
+        self.alone = alone
+        self._pipe = pipe
+        self._device = torch.device(device)
+        self._away = False
+        self._hooks: list[Any] = []
+        _set_decoding(pipe, placement.vae)
+        self._settle()
+
+    def described(self) -> dict[str, Any]:
+        """For the record of a run."""
+        placement = self.placement
+        return {
+            "offload": placement.offload,
+            "text_encoders_leave": placement.text_leaves,
+            "vae": placement.vae,
+            "takes_turns": self.alone,
+        }
+
+    def enter(self) -> None:
+        """The pipeline is about to run."""
+        if self._away:
+            _move(self._staying(), self._device)
+            self._away = False
+
+    def leave(self) -> None:
+        """Others need the device. What is offloaded is not there between calls anyway."""
+        if self.alone and self.placement.offload == "none" and not self._away:
+            _move(self._staying(), torch.device("cpu"))
+            self._away = True
+
+    def encoded(self) -> None:
+        """A prompt has been encoded: text encoders may go."""
+        for hook in self._hooks:
+            hook.offload()
+
+    def _settle(self) -> None:
+        pipe, device = self._pipe, self._device
+        try:
+            if self.placement.offload == "model":
+                pipe.enable_model_cpu_offload(device=device)
+            elif self.placement.offload == "group":
+                pipe.enable_group_offload(
+                    onload_device=device,
+                    offload_type="leaf_level",
+                    use_stream=device.type == "cuda",
+                )
+            elif self.placement.offload == "sequential":
+                pipe.enable_sequential_cpu_offload(device=device)
+            elif self.placement.text_leaves:
+                self._hook_text_encoders()
+                _move(self._staying(), device)
+            else:
+                pipe.to(device)
+        except (NotImplementedError, ValueError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise UserError(
+                f"engine_args.offload '{self.placement.offload}' does not work here: {reason}."
+            ) from error
+
+    def _hook_text_encoders(self) -> None:
+        """They come to the device by themselves when they are called, whoever calls them."""
+        from accelerate import cpu_offload_with_hook
+
+        for model in _models(self._pipe, text=True):
+            _, hook = cpu_offload_with_hook(model, self._device)
+            self._hooks.append(hook)
+
+    def _staying(self) -> list[nn.Module]:
+        """The models that a placement without offloading keeps on the device."""
+        others = _models(self._pipe, text=False)
+        return others if self._hooks else others + _models(self._pipe, text=True)
+
+
+def settle(
+    pipe: Any,
+    device: str,
+    call_args: Mapping[str, Any],
+    batch: int,
+    *,
+    offload: Offload | Literal["auto"] = "auto",
+    vae: Decoding | Literal["auto"] = "auto",
+    gradient: bool = False,
+    take_turns: bool = False,
+    others: Sequence[Callable[[], None]] = (),
+) -> Residence:
+    """Choose a placement by what is needed and what is free, and put the pipeline there.
+
+    gradient: the search differentiates through pipeline and verifier, so both must stay.
+    take_turns: pipeline and verifiers do not share the device, unless all of them fit. others: make
+    the verifiers, which are there already, leave the device.
+    """
+    if torch.device(device).type == "cpu":
+        offload, take_turns = "none", False
+    if gradient and offload not in ("auto", "none"):
+        raise UserError(
+            f"engine_args.offload '{offload}' cannot serve a search that needs gradients: set it to"
+            " 'none'."
+        )
+    if gradient:
+        offload, take_turns = "none", False
+    free = free_memory(device)
+    if free is None:
+        if offload == "auto":
+            offload = "model" if take_turns else "none"
+        placement = Placement(offload, "plain" if vae == "auto" else vae)
+        return Residence(pipe, device, placement, alone=take_turns)
+    needs = needs_of(pipe, call_args, batch)
+    placement = needs.choose(offload, vae, free)
+    alone = take_turns and not _together(needs, placement, offload, free)
+    if alone:
+        for leave in others:
+            leave()
+        placement = needs.choose(offload, vae, free_memory(device))
+    return Residence(pipe, device, placement, alone=alone)
+
+
+def _together(needs: Needs, placement: Placement, wanted: str, free: int) -> bool:
+    """Whether the pipeline fits beside what is on the device, with no offload but one asked for."""
+    return needs.fit(placement, free) and (wanted != "auto" or placement.offload == "none")
+
+
+def _set_decoding(pipe: Any, vae: str) -> None:
+    decoders = [m for m in pipe.components.values() if kind_of(type(m)) == "decoder"]
+    for decoder in decoders:
+        for way in ("slicing", "tiling"):
+            if vae == way and not hasattr(decoder, f"use_{way}"):
+                name = type(decoder).__name__
+                raise UserError(f"{name} has no {way}: set engine_args.vae to 'plain'.")
+        if vae != "plain" and hasattr(decoder, "use_slicing"):
+            decoder.enable_slicing()
+        if vae == "tiling":
+            decoder.enable_tiling()
+
+
+def _models(pipe: Any, *, text: bool) -> list[nn.Module]:
+    return [
+        model
+        for model in pipe.components.values()
+        if isinstance(model, nn.Module) and (kind_of(type(model)) == "text encoder") == text
+    ]
+
+
+def _move(models: Sequence[nn.Module], device: torch.device) -> None:
+    for model in models:
+        model.to(device)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,131 @@
+"""Explore with few steps, then render the best again exactly, around any search over noises.
+
+Drafts are images of a shorter schedule from the same noises, as SES's authors preview
+(Spectral Evolution Search, 2026) and as draft-then-commit schemes do (CachedSearch, 2026, with a
+feature cache in place of fewer steps). How far a draft foretells its image depends on the model:
+half the steps keep most of it, a few steps little. `main.py --probe` measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+from search.core import Candidates, Flow, Need, Rollout, Scored, Space, finite, joined
+from search.ledger import Budget, Ledger, nfe_each
+
+INNER_ROUNDS = 4
+OUTER_KEYS = ("search_method", "search_rounds")  # the rest are the inner search's options
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Plays `inner` on a shorter schedule and renders the `keep` noises it scored best.
+
+    inner: search_args of a search over initial noises: its search_method, options, and
+    search_rounds (without a budget 4). share: the drafts' share of the steps. keep: noises rendered
+    exactly; a budget that pays for fewer drafts than these renders fewer. explore: NFE for drafts;
+    None, where there is a budget: what rendering leaves of it.
+    """
+
+    inner: Mapping[str, Any] = field(default_factory=lambda: {"search_method": "random"})
+    share: float = 0.5
+    keep: int = 4
+    explore: int | None = None
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    blind: ClassVar[bool] = False
+    fixed_scale: ClassVar[bool] = True  # drafts of all rounds are compared
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"share must lie between 0 and 1, not {self.share}")
+        if self.keep < 1:
+            raise ValueError(f"keep must be at least 1, not {self.keep}")
+        if self.explore is not None and self.explore < 0:
+            raise ValueError(f"explore must be at least 0, not {self.explore}")
+        rounds = self.inner.get("search_rounds")
+        if rounds is not None and (not isinstance(rounds, int) or rounds < 1):
+            raise ValueError(f"inner.search_rounds must be at least 1, not {rounds}")
+        made = self.search
+        if made.needs:
+            raise ValueError(
+                f"inner: '{self.inner['search_method']}' does more than choose an initial noise,"
+                " so its drafts cannot be rendered again: use random, zero-order, ses or evolution"
+            )
+
+    @property
+    def search(self) -> Any:
+        """The inner search, made of its options."""
+        from search import make_search
+
+        options = {k: v for k, v in self.inner.items() if k not in OUTER_KEYS}
+        return make_search(self.inner.get("search_method", "random"), options)
+
+    def sized(self, steps: int, nfe: int) -> Self:
+        """So much for drafts that the best `keep` can be rendered with the rest.
+
+        Where that is less than two drafts for each, fewer are rendered; with none to choose from
+        every image is rendered at once.
+        """
+        draft = max(1, round(self.share * steps))
+        keep = max(1, min(self.keep, nfe // (steps + 2 * draft)))
+        left = nfe - keep * steps
+        return replace(self, keep=keep, explore=left if left >= 2 * draft else 0)
+
+    def flow(self, space: Space) -> Flow:
+        cheap = space.drafted(self.share)
+        drafts = _Best(self.keep)
+        round = yield from self._explored(cheap, drafts)
+        chosen = (
+            cheap.exact(drafts.candidates)
+            if drafts.candidates is not None
+            else space.draw(self.keep)
+        )
+        yield Rollout(chosen, until=space.steps, round=round + 1)
+
+    def _explored(self, cheap: Space, drafts: _Best) -> Generator[Rollout, Scored, int]:
+        """The inner search's wishes as drafts, until its rounds or its NFE end; the last round."""
+        limit = self.explore
+        search = self.search if limit is None else self.search.sized(cheap.steps, limit)
+        rounds = self.inner.get("search_rounds", INNER_ROUNDS if limit is None else None)
+        ledger = Ledger(Budget(nfe=limit))
+        flow, current = search.flow(cheap), 0
+        wish = next(flow, None)
+        while wish is not None:
+            number = current + 1 if wish.round is None else wish.round
+            paid = ledger.trim(wish)
+            if paid is None or (rounds is not None and number > rounds):
+                break
+            current = number
+            scored = yield replace(paid, draft=cheap.steps, rejectable=False, round=number)
+            ledger.spent = replace(
+                ledger.spent, nfe=ledger.spent.nfe + nfe_each(paid) * len(paid.candidates)
+            )
+            drafts.take(scored)
+            if len(paid.candidates) < len(wish.candidates):
+                break
+            try:
+                wish = flow.send(scored)
+            except StopIteration:
+                break
+        flow.close()
+        return current
+
+
+class _Best:
+    """The best drafts so far."""
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._scores: list[float] = []
+        self.candidates: Candidates | None = None
+
+    def take(self, scored: Scored) -> None:
+        """Compare an answer's candidates, as they set out, with those kept."""
+        pool = scored.start if self.candidates is None else joined([self.candidates, scored.start])
+        scores = self._scores + finite(scored.scores).tolist()
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])[: self._keep]
+        self.candidates = pool.select(order)
+        self._scores = [scores[i] for i in order]
