@@ -55,6 +55,25 @@ def test_nested_pools_double_with_half_the_images() -> None:
     assert sizes == [(2, 0), (2, 2), (4, 4), (8, 8)]
 
 
+def test_a_nested_pool_of_eight_is_eight_fresh_noises_in_law() -> None:
+    """300 runs each: the largest gap between the two distributions of the best score stays below
+    the Kolmogorov-Smirnov bound at 1 %."""
+    bests = {}
+    for pool, rounds in (("fresh", 3), ("nested", 3)):
+        found = []
+        for seed in range(300):
+            space = ToySpace(seed=seed if pool == "fresh" else 1000 + seed)
+            answers = list(play(Random(pool), space, ToyEngine(space), Ledger(Budget()), rounds))
+            kept = answers if pool == "nested" else answers[-1:]
+            assert sum(len(a.scored.ids) for a in kept) == 8
+            found.append(max(a.scored.best for a in kept))
+        bests[pool] = torch.tensor(found).sort().values
+    both = torch.cat([*bests.values()]).sort().values
+    shares = [torch.searchsorted(b, both, right=True) / len(b) for b in bests.values()]
+    gap = float((shares[0] - shares[1]).abs().max())
+    assert gap < 1.63 * (2 / 300) ** 0.5
+
+
 def test_zero_order_moves_to_the_best_neighbour_and_never_denoises_a_pivot_twice() -> None:
     space, answer = ToySpace(), Answers()
     flow = ZeroOrder(threshold=0.9, num_neighbors=3).flow(space)
