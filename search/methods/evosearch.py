@@ -8,7 +8,7 @@ Where ours differs. Children start at the very step their parent's state stands 
 code takes that step a second time. One strength serves for all mutations: at the start it turns the
 noise by the paper's x sqrt(1 - b^2) + b n, kept on its shell, and midway it adds noise of as much
 of the step's own noise level. The paper adds the noise of one solver step there, which is 0.4 of
-the level with DDIM's 50 steps but 0.7 of it with 10. And the schedule is the one for
+the level with DDIM's 50 steps but 0.7 to 0.8 of it with 10. And the schedule is the one for
 Stable Diffusion, which begins with pure noise; the one for FLUX begins a tenth of the way in and
 treats that state as if it were noise.
 """
