@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from experiment.calls import Call, asks_more, called, refuse_unfit, start_of
 from experiment.config import EngineArgs, ExperimentConfig, VerifierArgs
 from experiment.prompts import Prompt
-from pipelines.loading import load_scheduler, local_steps, pipeline_index
+from pipelines.loading import load_scheduler, local_folder, local_steps, pipeline_index
 from pipelines.memory import GB, Needs, needs_of_folder, stored_bytes
 from pipelines.schedule import is_one_step
 from pipelines.start_image import load_picture
@@ -44,10 +43,14 @@ class Extent:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it starts. steps, least and most are None where nothing here can tell."""
+    """A run before it starts. steps, least and most are None where nothing here can tell.
+
+    local: the folder of the checkpoint's files, if they are on this machine.
+    """
 
     config: ExperimentConfig
     checkpoint: str
+    local: str | None
     prompts: list[Prompt]
     steps: int | None
     least: Extent | None
@@ -77,17 +80,17 @@ class Plan:
 
     def _memory(self) -> Iterable[tuple[str, str]]:
         """What the pipeline needs of a GPU, and where its weights would be put on a few of them."""
-        if not Path(self.checkpoint).is_dir():
+        if self.local is None:
             yield "memory", "unknown until the checkpoint's files are here"
             return
-        stored = stored_bytes(self.checkpoint)
+        stored = stored_bytes(self.local)
         if stored is not None and stored < GB:
             yield "memory", f"{stored / GB:.2f} GB of weights on disk, small enough for any GPU"
             return
-        config, call = self.config, called(self.config, self.checkpoint)
+        config, call = self.config, called(self.config, self.local)
         engine, batch = config.engine_args, images_at_once(config, call.build)
         needs = needs_of_folder(
-            self.checkpoint, config.torch_dtype, engine.quantization, call.build, call.args, batch
+            self.local, config.torch_dtype, engine.quantization, call.build, call.args, batch
         )
         yield "weights", needs.listed()
         yield "activations", needs.active()
@@ -107,9 +110,9 @@ class Plan:
         return f"{each} a prompt ({self.steps} steps an image), {total} in all"
 
     def _classes(self) -> str:
-        if not Path(self.checkpoint).is_dir():
+        if self.local is None:
             return "; not here, so its pipeline and scheduler are unknown until it is loaded"
-        index = pipeline_index(self.checkpoint)
+        index = pipeline_index(self.local)
         scheduler = (self.config.scheduler or {}).get("_class_name") or index["scheduler"][1]
         return f": {self.config.pipeline_class or index['_class_name']}, {scheduler}"
 
@@ -126,14 +129,15 @@ def make_plan(config: ExperimentConfig, checkpoint: str, prompts: list[Prompt]) 
     _refuse_flat(config)
     _refuse_ranks(config)
     call = None
-    if Path(checkpoint).is_dir():
-        refuse_cuts(config, checkpoint)
-        if asks_more(config, checkpoint):
-            call = called(config, checkpoint)
+    local = local_folder(checkpoint)
+    if local is not None:
+        refuse_cuts(config, local)
+        if asks_more(config, local):
+            call = called(config, local)
             refuse_unfit(config, call, prompts)
     elif config.start_image is not None:
         load_picture(config.start_image)  # a wrong one is refused here
-    whole = _steps(config, checkpoint)
+    whole = _steps(config, local or checkpoint)
     first = 0 if whole is None else _first(config, call, whole)
     steps = None if whole is None else whole - first
     if steps == 0:
@@ -147,13 +151,13 @@ def make_plan(config: ExperimentConfig, checkpoint: str, prompts: list[Prompt]) 
             " budget.nfe or lower num_inference_steps."
         )
     if config.rounds is None and budget.nfe is None and budget.verifications is None:
-        return Plan(config, checkpoint, prompts, steps, None, None)
+        return Plan(config, checkpoint, local, prompts, steps, None, None)
     ends = [_extent(config, whole or 1, first, answer) for answer in (_rising, _falling)]
     least, most = (
         Extent(*(which(getattr(end, name) for end in ends) for name in ("rounds", "images", "nfe")))
         for which in (min, max)
     )
-    return Plan(config, checkpoint, prompts, steps, least, most)
+    return Plan(config, checkpoint, local, prompts, steps, least, most)
 
 
 def _refuse_flat(config: ExperimentConfig) -> None:

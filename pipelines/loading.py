@@ -35,6 +35,20 @@ def refuse_reserved(call_args: Mapping[str, Any]) -> None:
             raise UserError(f"'{name}' cannot stand in pipeline_call_args: {RESERVED[name]}.")
 
 
+def local_folder(checkpoint: str) -> str | None:
+    """The folder of the checkpoint's files: itself, or what the hub's cache holds of it."""
+    if Path(checkpoint).is_dir():
+        return checkpoint
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(checkpoint, "model_index.json")
+    except HFValidationError:
+        return None
+    return str(Path(found).parent) if isinstance(found, str) else None
+
+
 def pipeline_index(checkpoint: str) -> dict[str, Any]:
     """The checkpoint's `model_index.json`, from its folder or, if need be, from the hub."""
     if Path(checkpoint).is_dir():

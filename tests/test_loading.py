@@ -170,3 +170,32 @@ def test_a_config_can_replace_the_scheduler() -> None:
 def test_a_wrong_scheduler_is_refused(wanted: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         load_scheduler("shapes/models/shapes-sd", wanted)
+
+
+def test_a_dry_run_reads_what_the_hubs_cache_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache as huggingface_hub lays it out: a reference to a snapshot, whose files are links."""
+    from huggingface_hub import constants
+
+    from experiment.config import parse_config
+    from experiment.runner import plan
+
+    revision = "0" * 40
+    stored = tmp_path / "models--me--mine"
+    (stored / "refs").mkdir(parents=True)
+    (stored / "refs" / "main").write_text(revision)
+    (stored / "snapshots").mkdir()
+    (stored / "snapshots" / revision).symlink_to(Path("shapes/models/shapes-flux").absolute())
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    content = {
+        "pretrained_model_name_or_path": "me/mine",
+        "pipeline_call_args": {"num_inference_steps": 4},
+        "verifier_args": {"name": "contrast"},
+        "prompt": "a cat",
+    }
+    said = str(plan(parse_config(content)))
+    assert "me/mine (bf16): FluxPipeline, FlowMatchEulerDiscreteScheduler" in said
+    assert "GB of weights on disk" in said
+    content["pretrained_model_name_or_path"] = "me/other"
+    assert "unknown until the checkpoint's files are here" in str(plan(parse_config(content)))
