@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from utils import UserError
 
 VERSION = "0.1.0"
+CONFIG = "configs/flux.1_dev.json"
 
 
 class Flags(argparse.ArgumentParser):
@@ -32,7 +34,7 @@ def parser() -> Flags:
     """The flags; those of tt-scale-flux keep their names, defaults and meanings."""
     flags = Flags(prog="main.py", description=__doc__)
     add = flags.add_argument
-    add("--pipeline_config_path", default="configs/flux.1_dev.json", help="the JSON config")
+    add("--pipeline_config_path", help=f"the JSON config (default: {CONFIG})")
     add("--prompt", help="a prompt of your own, in place of the config's prompts")
     add("--num_prompts", type=count, default=argparse.SUPPRESS, help="a number (default 2), or all")
     add("--batch_size_for_img_gen", type=int, help="images denoised at a time (default: auto)")
@@ -40,6 +42,7 @@ def parser() -> Flags:
     add("--set", action="append", default=[], metavar="KEY.KEY=VALUE", help="override a config key")
     add("--seed", type=int, help="the run's seed (default 0)")
     add("--output_dir", default="output", help="root of the output tree (default: output)")
+    add("--resume", metavar="RUN|auto", help="go on with this run folder, or the newest unfinished")
     add("--dry_run", action="store_true", help="check everything and print the plan; load nothing")
     add(
         "--probe",
@@ -50,8 +53,11 @@ def parser() -> Flags:
         help="measure how scores vary with the noise, and which methods that favors (default 8)",
     )
     add("--compare", metavar="PATH", help="compare searches at equal budgets, as this JSON says")
+    add("--replay", metavar="RUN", help="make a recorded candidate of this run folder again")
+    add("--candidate", metavar="[PROMPT:]ID", help="which, by its id in candidates.jsonl")
     add("--time_limit", type=float, help="seconds after which --compare stops between prompts")
     add("--list", action="store_true", help="list the configs, verifiers and search methods")
+    add("--list_runs", action="store_true", help="list the runs below --output_dir")
     add("--version", action="version", version=VERSION)
     return flags
 
@@ -85,6 +91,13 @@ def _assignment(text: str) -> tuple[str, Any]:
         return key, value
 
 
+def _config_path(args: argparse.Namespace) -> str:
+    """The config that was named; else that of the run to go on with, or the default."""
+    if args.pipeline_config_path is not None:
+        return str(args.pipeline_config_path)
+    return CONFIG if args.resume in (None, "auto") else str(Path(args.resume, "config.json"))
+
+
 def _compare(args: argparse.Namespace) -> int:
     """Compare searches; 4 when the time limit left some of it for another sitting."""
     from experiment.compare import compare, prepare
@@ -94,7 +107,23 @@ def _compare(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(prepare(config, args.output_dir))
         return 0
-    return 0 if compare(config, args.output_dir, args.time_limit) else 4
+    try:
+        return 0 if compare(config, args.output_dir, args.time_limit) else 4
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on.", file=sys.stderr)
+        raise
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from experiment.replay import replay
+
+    if args.candidate is None:
+        raise UserError("--replay goes with --candidate: give an id of the run's candidates.jsonl.")
+    changes = dict(_assignment(text) for text in args.set)
+    print(replay(Path(args.replay), args.candidate, changes))
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,16 +134,27 @@ def main(argv: list[str] | None = None) -> int:
 
             print(listing())
             return 0
+        if args.list_runs:
+            from experiment.runs import listed_runs
+
+            print(listed_runs(args.output_dir))
+            return 0
+        if args.replay is not None:
+            return _replay(args)
         if args.compare is not None and args.probe is not None:
             raise UserError("Give either --compare or --probe, not both.")
+        if args.compare is not None and args.resume is not None:
+            raise UserError("A comparison goes on by itself: leave out --resume.")
         if args.compare is not None:
             return _compare(args)
         if args.time_limit is not None:
             raise UserError("--time_limit goes with --compare: give a comparison's config.")
+        if args.resume is not None and args.probe is not None:
+            raise UserError("--resume goes with a search, not with --probe.")
         from experiment.config import load_config
         from experiment.runner import plan, run
 
-        config = load_config(args.pipeline_config_path, overrides(args))
+        config = load_config(_config_path(args), overrides(args))
         if args.probe is not None:
             from experiment.probe import probe, probe_plan
 
@@ -125,16 +165,13 @@ def main(argv: list[str] | None = None) -> int:
         elif args.dry_run:
             print(plan(config))
         else:
-            run(config, args.output_dir)
+            return 3 if run(config, args.output_dir, args.resume).failed else 0
         return 0
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "Interrupted: the rounds that were complete are in the run's folder.", file=sys.stderr
-        )
-        return 130
+        return getattr(error, "code", 2)
+    except KeyboardInterrupt as interrupt:
+        return getattr(interrupt, "code", 130)
 
 
 if __name__ == "__main__":

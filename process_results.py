@@ -1,4 +1,8 @@
-"""Pictures of finished runs: for each prompt, the best of each search round side by side."""
+"""Results for the eyes: collages of each prompt's rounds, or a page, curves and tables of runs.
+
+Without a flag, collages of the best of each search round. Reads records, and never a model unless
+--features names one.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,14 @@ from pathlib import Path
 from utils import UserError, write_atomically
 
 RESULT = "prompt@*_hash@*_i@*_s@*.json"
+EXPORTS = (
+    "imagefolder",
+    "parquet",
+    "preferences",
+    "preferences_trl",
+    "geneval",
+    "t2i_compbench",
+)
 DEPTH_OF_A_RUN = 4  # output/<model>/<verifier>/<metric>/<time>
 
 
@@ -25,6 +37,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _tell(f"error: {error}")
         return 2
+    if arguments.export is not None:
+        return _export(arguments, folders)
+    if arguments.simulate is not None:
+        return _simulate(arguments.simulate, folders)
+    if arguments.push_to_hub is not None:
+        _tell("error: --push_to_hub goes with --export: say what to push.")
+        return 2
+    try:
+        status = _write_views(arguments, folders)
+    except UserError as error:
+        _tell(f"error: {error}")
+        return 2
+    if status is None or arguments.per_round:
+        status = max(status or 0, _write_collages(arguments, folders))
+    return status
+
+
+def _simulate(policy: str, folders: Sequence[Path]) -> int:
+    from experiment.simulate import simulate
+
+    try:
+        for folder in folders:
+            print(simulate(folder, policy))
+    except UserError as error:
+        _tell(f"error: {error}")
+        return 2
+    return 0
+
+
+def _write_views(arguments: argparse.Namespace, folders: Sequence[Path]) -> int | None:
+    """What is made of runs as a whole; None if none of it is wanted."""
+    from experiment.report_views import Views, write_views
+
+    views = Views(**{field: getattr(arguments, field) for field in Views.__dataclass_fields__})
+    views.refuse(len(folders))
+    if not views.any:
+        return None
+    try:
+        return write_views(views, folders, _tell)
+    except BrokenPipeError:
+        return _hang_up()
+    except OSError as error:
+        _tell(f"error: The results cannot be written ({error}): check the permissions.")
+        return 2
+
+
+def _write_collages(arguments: argparse.Namespace, folders: Sequence[Path]) -> int:
     status = 0
     for folder in folders:
         try:
@@ -32,15 +91,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         except UserError as error:
             _tell(f"error: {error}")
             status = 2
-        except BrokenPipeError:  # who read the list of files has left: `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
+        except BrokenPipeError:
+            return _hang_up()
         except OSError as error:
             _tell(
                 f"error: The pictures of {folder} cannot be made ({error}): check the permissions."
             )
             status = 2
     return status
+
+
+def _hang_up() -> int:
+    """Who read the list of files has left: `| head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +122,60 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also write a grid of all candidates of each round, with seeds and scores",
     )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="where report, curves and tables go (RUN if unset), or an export (RUN/export_KIND)",
+    )
+    parser.add_argument(
+        "--simulate",
+        metavar="POLICY",
+        help="what pruning would have brought, from recorded previews: halving@0.5, or best",
+    )
+    exports = parser.add_argument_group("exports", "data sets of the runs' images; no pictures")
+    exports.add_argument(
+        "--export",
+        choices=EXPORTS,
+        metavar="KIND",
+        help=f"write all runs' scored images as one of {', '.join(EXPORTS)}; see docs/exports.md",
+    )
+    exports.add_argument(
+        "--margin",
+        type=float,
+        default=0.0,
+        help="preferences: how far apart the scores of a pair must be (default 0)",
+    )
+    exports.add_argument(
+        "--push_to_hub", metavar="REPO", help="upload the export to this dataset repository"
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write report.html: rounds, curves, candidates, lineages, and runs side by side",
+    )
+    parser.add_argument(
+        "--curves",
+        action="store_true",
+        help="write curves.png: best score so far against compute, expected best of n draws",
+    )
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="write table.csv and table.md: means with intervals, win rates, ranks by the judges",
+    )
+    parser.add_argument(
+        "--top_k", type=int, default=0, metavar="K", help="write each prompt's best K images as one"
+    )
+    parser.add_argument(
+        "--features",
+        metavar="CHECKPOINT",
+        help="with --table: a vision model, to tell how varied the winners are",
+    )
+    parser.add_argument(
+        "--statistics",
+        metavar="FILE",
+        help="with --features: mu and sigma of real images under it, for the Fréchet distance",
+    )
     return parser
 
 
@@ -71,6 +189,30 @@ def _folders(path: str) -> list[Path]:
     if not folders:
         raise UserError(f"There is no folder {path}: give the folder that a run has written.")
     return folders
+
+
+def _export(arguments: argparse.Namespace, folders: Sequence[Path]) -> int:
+    # Here, so that --help needs no Pillow.
+    from experiment.export import export
+
+    try:
+        folder, notes = export(
+            folders,
+            arguments.export,
+            output=arguments.output,
+            margin=arguments.margin,
+            repository=arguments.push_to_hub,
+        )
+    except UserError as error:
+        _tell(f"error: {error}")
+        return 2
+    except OSError as error:
+        _tell(f"error: The export cannot be written ({error}): check the permissions.")
+        return 2
+    for note in notes:
+        _tell(note)
+    print(folder)
+    return 0
 
 
 def _write_pictures(folder: Path, *, per_round: bool) -> None:

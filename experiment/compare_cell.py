@@ -17,17 +17,19 @@ from typing import Any
 from experiment.compare_config import metric_labels
 from experiment.config import ExperimentConfig
 from experiment.guests import guest
+from experiment.outcome import TOTALS, Failed, Outcome
 from experiment.plan import Plan
+from experiment.progress import clear
 from experiment.prompts import Prompt
-from experiment.records import CANDIDATES, SUMMARY, CandidateRecord, read_candidates
-from experiment.runner import Engine, Experiment, Outcome, saved
+from experiment.records import SUMMARY, CandidateRecord, read_candidates
+from experiment.runner import Engine, saved
+from experiment.searching import Experiment
 from experiment.store import RunStore
 from utils import UserError, json_number, write_atomically
 from verifiers.base import Item
 
 WINNERS = "winners.jsonl"
 FREE = ("num_prompts", "batch_size_for_img_gen", "engine_args")  # may differ between sittings
-TOTALS = ("nfe", "rows", "seconds")
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ class CellRun:
         cell.folder.mkdir(parents=True, exist_ok=True)
         self._engine = engine
         self._store = RunStore(cell.folder, cell.config.export)
-        self._drop_unfinished()
+        (cell.folder / SUMMARY).unlink(missing_ok=True)
+        clear(self._store, {index: done.stem for index, done in self.done.items()})
         self._store.write_json("config.json", saved(cell.alone, engine.batch_size, engine.vae))
         if not (cell.folder / "manifest.json").exists():
             self._store.write_json("manifest.json", engine.manifest)
@@ -149,31 +152,21 @@ class CellRun:
 
     def search(self, prompt: Prompt) -> Done:
         """Search for one prompt, judge its winners, and note that it is done."""
-        outcome = self._experiment.search(prompt)
+        outcome = self._searched(prompt)
         done = Done(
             prompt.index, prompt.text, prompt.stem, outcome.summary(), self._winners(outcome)
         )
         self.done[prompt.index] = done
         lines = "".join(_line(self.done[index]) for index in sorted(self.done))
         write_atomically(self.cell.folder / WINNERS, lines.encode())
+        outcome.journal.remove()
         return done
 
-    def _drop_unfinished(self) -> None:
-        """Remove the rows and files of prompts that are not done, and the summary of all."""
-        folder = self.cell.folder
-        (folder / SUMMARY).unlink(missing_ok=True)
-        kept = {done.stem for done in self.done.values()}
-        for path in folder.glob("prompt@*_i@*"):
-            if path.name.rsplit("_i@", 1)[0] not in kept:
-                path.unlink()
-        rows = folder / CANDIDATES
-        if rows.exists():
-            lines = rows.read_bytes().splitlines(keepends=True)
-            write_atomically(rows, b"".join(line for line in lines if self._of_done(line)))
-
-    def _of_done(self, line: bytes) -> bool:
-        """Whether a row belongs to a prompt that is done; an interruption may have cut it short."""
-        return line.endswith(b"\n") and json.loads(line)["prompt_index"] in self.done
+    def _searched(self, prompt: Prompt) -> Outcome:
+        try:
+            return self._experiment.search(prompt)
+        except Failed as failure:
+            raise failure.error from None
 
     def _winners(self, outcome: Outcome) -> tuple[Winner, ...]:
         index = outcome.prompt.index

@@ -206,7 +206,17 @@ class ExperimentConfig(Part):
     judges: tuple[VerifierArgs, ...] = ()
     budget: BudgetArgs = Field(default_factory=BudgetArgs)
     engine_args: EngineArgs = Field(default_factory=EngineArgs)
-    prompts: str | None = Field(None, description="a text file, one prompt a line")
+    prompts: str | None = Field(
+        None,
+        description="a text file, one prompt a line; a CSV, TSV, JSON, JSONL or parquet file; a"
+        " set by its name, such as drawbench; a hub dataset's id",
+    )
+    prompts_column: str | None = Field(
+        None, description="the column with the prompts; unset: the one that its name gives away"
+    )
+    prompts_split: str | None = Field(
+        None, description="of a hub dataset; unset: train, or the only one there is"
+    )
     prompt: str | None = Field(None, description="a single prompt, in place of a file")
     num_prompts: int | Literal["all"] | None = Field(None, description="the first so many")
     batch_size_for_img_gen: int | None = Field(None, ge=1)
@@ -288,6 +298,8 @@ def load_config(path: str, overrides: Mapping[str, Any]) -> ExperimentConfig:
     content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object: {{...}}.")
+    if overrides.get("prompt") is not None and overrides.get("prompts") is not None:
+        raise UserError("Give either --prompt or --set prompts=..., not both.")
     for dotted, value in overrides.items():
         _override(content, dotted, value)
     config = parse_config(content)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from experiment.batches import Answered, Made, Moved, Preview
+from experiment.journal import Journal
+from experiment.memory_errors import free, out_of_memory
 from experiment.prompts import Prompt
-from pipelines.batching import spans
+from experiment.stops import Stopped
+from pipelines.batching import ladder, spans
 from pipelines.denoiser import Decoded, Denoised, Denoiser
 from pipelines.gradient import climbed
 from pipelines.placement import Residence
@@ -22,12 +27,15 @@ from search.core import Candidates, Rollout, Scored, joined
 from search.ledger import Cost, nfe_each
 from verifiers.base import Chosen, Item, Score
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Evaluated:
     """One candidate, moved or scored once: what a row of the records says of it, and its picture.
 
-    media: PIL image or list of PIL frames; None where there is nothing worth keeping.
+    media: PIL image or list of PIL frames; None where there is nothing worth keeping. path: of the
+    picture in the run folder, if it is there already.
     guidance: the factor on the pipeline's guidance scale on the way to `step`.
     nfe, rows, seconds: this candidate's share of what its batch cost.
     """
@@ -46,50 +54,27 @@ class Evaluated:
     rows: int
     batch_size: int
     seconds: float
+    path: str | None = None
 
     @property
     def finished(self) -> bool:
         return self.step == self.steps and not self.draft
 
 
-@dataclass(frozen=True)
-class Preview:
-    """Pictures of clean estimates late in sampling, and the rows denoised to get there."""
-
-    media: Sequence[Any] = ()
-    rows: int = 0
-
-
 UNASKED = Score(math.nan, status="unasked")  # the search wanted the candidates moved, no more
-
-
-@dataclass(frozen=True)
-class Moved:
-    """Candidates further on, the clean estimate there, rows denoised on the way."""
-
-    candidates: Candidates
-    clean: Tensor
-    rows: int = 0
-    gradient: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Made:
-    """A batch moved, and decoded where it is to be scored; not judged yet."""
-
-    start: Candidates
-    moved: Moved
-    before: Preview
-    decoded: tuple[Decoded, list[bool]] | None
-    seconds: float
-
-
 Keep = Callable[[Rollout, Sequence[Evaluated]], None]
+OUT_OF_MEMORY = (
+    "The device has too little memory for a single image: set engine_args.offload (model, group or"
+    " sequential) and resume, or start again with engine_args.vae (slicing or tiling) or"
+    " engine_args.quantization."
+)
 
 
 class Evaluator:
     """Evaluates one prompt's rollouts; `keep` is handed each batch as soon as it is scored.
 
+    journal: answers the batches that it knows, and keeps the others. after: called after each batch
+    that was not known; may raise, to stop here.
     values: every candidate's value as it stands now, by id; under a verifier that judges by the
     pool, it moves as more candidates arrive.
     """
@@ -100,18 +85,22 @@ class Evaluator:
         verifier: Chosen,
         prompt: Prompt,
         space: LatentSpace,
-        batch_size: int,
+        journal: Journal,
         keep: Keep,
         values: dict[int, float],
         *,
         sde: Sde | None = None,
+        after: Callable[[Sequence[Score]], None] = lambda scores: None,
     ) -> None:
         self._denoiser = denoiser
         self._verifier = verifier
         self._prompt = prompt
         self._space = space
-        self._batch_size = batch_size
+        self._journal = journal
+        self.batch_size = journal.batch_size
+        self._tried = 0  # the size of the batch in hand
         self._keep = keep
+        self._after = after
         self.values = values
         self._sde = sde
         self._named: set[int] = set()  # seeds that rows tell the making of
@@ -126,16 +115,9 @@ class Evaluator:
     def _answer(self, rollout: Rollout) -> tuple[Scored, Cost]:
         if rollout.score:
             self._keep(rollout, ())  # the last round closes on the values that its search was sent
-        made: Iterable[Made] = (
-            self._make(rollout, rollout.candidates.select(range(a, b)))
-            for a, b in spans(len(rollout.candidates), self._batch_size)
-        )
-        if rollout.score and self._alone is not None:  # all are made before the verifier moves in
-            made = list(made)
-            self._alone.leave()
-        batches = [self._scored(rollout, batch) for batch in made]
-        if rollout.score and self._alone is not None:
-            self._verifier.offload()
+        batches = [
+            self._entered(rollout, start, answered) for start, answered in self._answers(rollout)
+        ]
         moved, entries, gradients, costs = zip(*batches, strict=True)
         rows = [entry for batch in entries for entry in batch]
         scored = Scored(
@@ -147,6 +129,73 @@ class Evaluator:
             gradient=torch.cat(gradients) if rollout.gradient else None,
         )
         return scored, sum(costs, Cost())
+
+    def _answers(self, rollout: Rollout) -> Iterator[tuple[Candidates, Answered]]:
+        """The wish, batch by batch: from the journal as long as it lasts, then made and judged."""
+        n, begin = len(rollout.candidates), 0
+        while begin < n:
+            self.batch_size = self._journal.shrunk() or self.batch_size
+            start = rollout.candidates.select(range(begin, begin + self._sizes(n - begin)[0]))
+            known = self._journal.recall(rollout, start)
+            if known is None:
+                break
+            yield start, known
+            begin += len(start)
+        while begin < n:
+            try:
+                for start, answered in self._fresh(rollout, begin):
+                    yield start, self._journal.append(rollout, start, answered)
+                    begin += len(start)
+                    self._after(answered.scores)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                if self._tried == 1:
+                    raise Stopped(OUT_OF_MEMORY) from error
+            if begin < n:  # outside the handler, which holds on to what the failed batch had made
+                self._shrink()
+
+    def _fresh(self, rollout: Rollout, begin: int) -> Iterator[tuple[Candidates, Answered]]:
+        """Make and judge what is left of a wish."""
+        made: Iterable[Made] = self._each_made(rollout, begin)
+        turns = rollout.score and self._alone is not None
+        if turns:  # all are made before the verifier moves in
+            made = [self._put_by(rollout, each) for each in made]
+            assert self._alone is not None
+            self._alone.leave()
+        for each in made:
+            self._tried = len(each.start)
+            yield each.start, self._judged(rollout, each)
+        if turns:
+            self._verifier.offload()
+
+    def _each_made(self, rollout: Rollout, begin: int) -> Iterator[Made]:
+        for size in self._sizes(len(rollout.candidates) - begin):
+            self._tried = size
+            start = rollout.candidates.select(range(begin, begin + size))
+            yield self._journal.made(rollout, start) or self._make(rollout, start)
+            begin += size
+
+    def _put_by(self, rollout: Rollout, made: Made) -> Made:
+        """A batch that will not be judged before others are made: an interruption must not cost
+        it."""
+        self._journal.keep_made(rollout, made)
+        self._after(())
+        return made
+
+    def _sizes(self, n: int) -> list[int]:
+        return [end - begin for begin, end in spans(n, self.batch_size)]
+
+    def _shrink(self) -> None:
+        """Go on with the next smaller batches, for the rest of the run."""
+        if self._alone is not None:
+            self._verifier.offload()
+        free()
+        self.batch_size = next(size for size in ladder(self.batch_size) if size < self._tried)
+        self._journal.shrink(self.batch_size)
+        logger.warning(
+            "Out of memory with %d images at once: going on with %d.", self._tried, self.batch_size
+        )
 
     @property
     def _alone(self) -> Residence | None:
@@ -164,35 +213,36 @@ class Evaluator:
             decoded = self._decode(moved.clean, start.seeds, self._last(rollout))
         return Made(start, moved, before, decoded, time.monotonic() - started)
 
-    def _scored(
-        self, rollout: Rollout, made: Made
-    ) -> tuple[Candidates, list[Evaluated], Tensor | None, Cost]:
+    def _judged(self, rollout: Rollout, made: Made) -> Answered:
+        """The batch with its scores, and the pictures worth keeping."""
         started = time.monotonic()
-        start, moved, before = made.start, made.moved, made.before
-        n = len(start)
+        moved, before = made.moved, made.before
+        n = len(made.start)
         finished = rollout.until == self._space.steps and not rollout.draft
         scores = [UNASKED] * n
         media: list[Any] = [None] * n
         if made.decoded is not None:
             decoded, finite = made.decoded
-            scores = self._judge(decoded, finite, before.media or [None] * n)
-            media = decoded.media
-        seconds = made.seconds + time.monotonic() - started
+            scores = self._judge(decoded, finite, before.media or media)
+            media = decoded.media if finished else media
         cost = Cost(
             nfe=nfe_each(rollout) * n,
             rows=moved.rows + before.rows,
             decodes=(n if rollout.score else 0) + len(before.media),
             verifications=n if rollout.score else 0,
-            seconds=seconds,
+            seconds=made.seconds + time.monotonic() - started,
         )
-        entries = [
-            self._entry(start, rollout, i, scores[i], media[i] if finished else None, cost)
-            for i in range(n)
-        ]
+        return Answered(moved.candidates, moved.gradient, scores, media, cost)
+
+    def _entered(
+        self, rollout: Rollout, start: Candidates, answered: Answered
+    ) -> tuple[Candidates, list[Evaluated], Tensor | None, Cost]:
+        """The batch with ids, in the pool of its step, handed on."""
+        entries = [self._entry(start, rollout, i, answered) for i in range(len(start))]
         if rollout.score:
             self._place((rollout.draft, rollout.until), entries)
         self._keep(rollout, entries)
-        return moved.candidates, entries, moved.gradient, cost
+        return answered.moved, entries, answered.gradient, answered.cost
 
     def _place(self, step: tuple[int, int], entries: Sequence[Evaluated]) -> None:
         """Let new candidates find their place among all that were scored at their step."""
@@ -293,10 +343,8 @@ class Evaluator:
             return own
         return {**own, "of": {"seed": of, **self._recipe(of)}}
 
-    def _entry(
-        self, start: Candidates, rollout: Rollout, i: int, score: Score, media: Any, cost: Cost
-    ) -> Evaluated:
-        n = len(start)
+    def _entry(self, start: Candidates, rollout: Rollout, i: int, answered: Answered) -> Evaluated:
+        n, cost, score = len(start), answered.cost, answered.scores[i]
         number = len(self.values)
         self.values[number] = score.value
         self._named.add(start.seeds[i])
@@ -308,13 +356,14 @@ class Evaluator:
             parents=start.parents[i],
             recipe=self._recipe(start.seeds[i]),
             score=score,
-            media=media,
+            media=answered.media[i],
             guidance=rollout.guidance,
             draft=bool(rollout.draft),
             nfe=cost.nfe // n,
             rows=cost.rows // n,
             batch_size=n,
             seconds=cost.seconds / n,
+            path=answered.paths[i],
         )
 
 

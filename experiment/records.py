@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from utils import UserError
 
 CANDIDATES = "candidates.jsonl"
 SUMMARY = "summary.json"
+STATE = "state"  # a folder, there while a run is unfinished
 _NAME = re.compile(r"prompt@(.+?)_hash@([^_]+)_i@(\d+)_s@(\d+)\.(\w+)")
 
 
@@ -142,20 +144,46 @@ def read_candidates(folder: Path) -> list[CandidateRecord]:
     return records
 
 
+def mend_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a file's lines, with their numbers; none if there is no such file.
+
+    A last line that an interruption cut short is cut off; damage anywhere else is an error.
+    """
+    if not path.exists():
+        return []
+    found: list[tuple[int, dict[str, Any]]] = []
+    lines = path.read_bytes().split(b"\n")
+    whole = sum(len(line) + 1 for line in lines[:-1])
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            content = json.loads(line)
+        except ValueError as error:
+            if number < len(lines) - 1 or lines[-1]:
+                raise UserError(
+                    f"Line {number} of {path} is damaged: restore the file, or start a new run."
+                ) from error
+            whole -= len(line) + 1
+            break
+        found.append((number, content))
+    if whole < path.stat().st_size:
+        os.truncate(path, whole)
+    return found
+
+
 def read_best(folder: Path) -> frozenset[str]:
     """The names of the images that the run chose as its best; empty while it is unfinished."""
     path = folder / SUMMARY
     if not path.exists():
         return frozenset()
     try:
-        best = [prompt["best"] or {} for prompt in _read_object(path)["prompts"]]
+        best = [prompt["best"] or {} for prompt in read_object(path)["prompts"]]
         return frozenset(entry["path"] for entry in best if entry.get("path"))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a run's summary: mend it, or move it away.") from error
 
 
 def _round(file: ResultFile) -> RoundRecord:
-    fields = _read_object(file.path)
+    fields = read_object(file.path)
     best = fields.get("best_score")
     graded = best if isinstance(best, dict) else {"score": best}
     # The record's own `best_img_path` is relative to a working directory nobody remembers.
@@ -203,7 +231,7 @@ def _damaged_row(path: Path, number: int) -> str:
     return f"Line {number} of {path} is not a candidate's row: mend or delete that line."
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:

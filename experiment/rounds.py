@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from experiment.evaluate import Evaluated
+from experiment.journal import Journal
 from experiment.prompts import Prompt
 from experiment.store import RunStore
 from search.core import Rollout
@@ -54,13 +55,15 @@ class RoundBook:
         verifier: Chosen,
         judges: Mapping[str, Chosen],
         values: Mapping[int, float],
+        journal: Journal,
         label: str | None = None,
     ) -> None:
         self._store = store
-        self._prompt = prompt
+        self.prompt = prompt
         self._verifier = verifier
         self._judges = judges
         self._values = values
+        self._journal = journal
         self._label = label
         self._number = 0
         self._entries: list[Evaluated] = []
@@ -138,11 +141,12 @@ class RoundBook:
 
     def _saved(self, entry: Evaluated) -> Evaluated:
         """The candidate with its picture on disk and no longer in memory."""
-        if entry.media is None:
-            return entry
-        self._paths[entry.id] = self._store.write_media(
-            self._prompt, self._number, entry.seed, entry.media
-        )
+        if entry.path is not None:
+            self._paths[entry.id] = entry.path
+        elif entry.media is not None:
+            self._paths[entry.id] = self._store.write_media(
+                self.prompt, self._number, entry.seed, entry.media
+            )
         return replace(entry, media=None)
 
     def _save_held(self, rejected: bool) -> None:
@@ -161,17 +165,25 @@ class RoundBook:
         """The winner with the judges' scores, which it may have from an earlier round."""
         if winner.judged or winner.path is None or not self._judges:
             return winner
-        item = Item(self.media(winner), self._prompt.text, label=self._label)
-        judged = {name: judge.score([item])[0] for name, judge in self._judges.items()}
+        item = Item(self.media(winner), self.prompt.text, label=self._label)
+        judged = {name: self._asked(winner.id, name, item) for name in self._judges}
         self._known[winner.id] = replace(winner, judged=judged)
         return self._known[winner.id]
+
+    def _asked(self, id: int, judge: str, item: Item) -> Score:
+        """A judge's word on a winner, which it gives once."""
+        score = self._journal.judged(id, judge)
+        if score is None:
+            score = self._judges[judge].score([item])[0]
+            self._journal.note_judged(id, judge, score)
+        return score
 
     def _row(self, entry: Evaluated) -> dict[str, Any]:
         kept = self._known.get(entry.id)
         return {
             "id": entry.id,
-            "prompt": self._prompt.text,
-            "prompt_index": self._prompt.index,
+            "prompt": self.prompt.text,
+            "prompt_index": self.prompt.index,
             "round": self._number,
             "step": entry.step,
             "steps": entry.steps,
@@ -198,12 +210,12 @@ class RoundBook:
         path = winner.path
         assert path is not None
         if winner.round != self._number:  # the nested pool's best is an earlier round's
-            path = self._store.copy_media(self._prompt, self._number, winner.seed, path)
+            path = self._store.copy_media(self.prompt, self._number, winner.seed, path)
         score: Any = self.value(winner)
         if self._verifier.explains:
             score = {"explanation": winner.score.explanation, "score": score}
         record = {
-            "prompt": self._prompt.text,
+            "prompt": self.prompt.text,
             "search_round": self._number,
             "num_noises": num_noises,
             "best_noise_seed": winner.seed,
@@ -211,11 +223,11 @@ class RoundBook:
             "choice_of_metric": metric_name(self._verifier.metric),
             "best_img_path": str(self._store.folder / path),
             "best_id": winner.id,
-            "prompt_index": self._prompt.index,
-            "category": self._prompt.category,
+            "prompt_index": self.prompt.index,
+            "category": self.prompt.category,
             "judges": recorded(winner.judged),
         }
-        self._store.write_round(self._prompt, self._number, winner.seed, record)
+        self._store.write_round(self.prompt, self._number, winner.seed, record)
 
 
 def recorded(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from experiment.calls import called, refuse_unfit
 from experiment.config import ExperimentConfig
-from experiment.evaluate import Evaluated, Evaluator
-from experiment.guests import guest
+from experiment.disk import short_of_room
+from experiment.lock import locked
 from experiment.manifest import manifest
 from experiment.plan import Plan, images_at_once, make_plan, refuse_cuts
+from experiment.progress import remove_state
 from experiment.prompts import Prompt, load_prompts
-from experiment.rounds import RoundBook, RoundResult, recorded
+from experiment.resume import check_world, config_of_run, finished, run_to_resume
+from experiment.searching import Experiment
+from experiment.stops import Stopped
 from experiment.store import RunStore, refuse_unwritable
 from pipelines.denoiser import Denoiser
 from pipelines.loading import (
@@ -27,13 +33,13 @@ from pipelines.loading import (
 )
 from pipelines.placement import settle
 from pipelines.quantization import check_quantization
-from pipelines.sde import Sde
-from pipelines.space import LatentSpace
-from search.core import Rollout
-from search.ledger import Cost, Ledger
-from search.play import play
-from utils import UserError, find_checkpoint, free_name, json_number, significant
-from verifiers.base import Chosen, Item
+from utils import (
+    UserError,
+    digest,
+    find_checkpoint,
+    free_name,
+)
+from verifiers.base import Chosen
 
 
 def plan(config: ExperimentConfig) -> Plan:
@@ -43,20 +49,77 @@ def plan(config: ExperimentConfig) -> Plan:
     return make_plan(config, checkpoint, load_prompts(config))
 
 
-def run(config: ExperimentConfig, output_dir: str) -> RunStore:
-    """Run the whole experiment; returns the store of its folder."""
+@dataclass(frozen=True)
+class Ran:
+    """A run that has ended: its folder, and how many prompts could not be searched for."""
+
+    folder: Path
+    failed: int = 0
+
+
+def run(config: ExperimentConfig, output_dir: str, resume: str | None = None) -> Ran:
+    """Run the whole experiment, or go on with one.
+
+    resume: the folder of a run, or "auto": the newest unfinished one of this config, or a new one.
+    """
+    folder = None if resume is None else run_to_resume(config, output_dir, resume)
+    if folder is not None:
+        return _gone_on(config, folder)
     planned = plan(config)
     refuse_unwritable(output_dir)
     engine = load(config, planned)
     store = RunStore.create(output_dir, config)
-    store.write_json("config.json", saved(config, engine.batch_size, engine.vae))
-    store.write_json("manifest.json", engine.manifest)
-    print(f"Results go to {store.folder}", flush=True)
+    with locked(store.folder):
+        store.write_json("config.json", saved(config, engine.batch_size, engine.vae))
+        store.write_json("manifest.json", _world(engine, planned))
+        print(f"Results go to {store.folder}", flush=True)
+        return _ran(config, planned, engine, store)
+
+
+def _gone_on(config: ExperimentConfig, folder: Path) -> Ran:
+    """Go on with a run in the way it began."""
+    refuse_unwritable(str(folder))
+    with locked(folder):
+        config = config_of_run(folder, config)
+        store = RunStore(folder, config.export)
+        if finished(folder):
+            remove_state(store)
+            print(f"{folder} is finished: there is nothing to resume.", flush=True)
+            return Ran(folder)
+        planned = plan(config)
+        engine = load(config, planned)
+        world = _world(engine, planned)
+        if other := check_world(folder, world):
+            print(f"Other {', '.join(other)} than before: images may differ in their last bits.")
+        if not (folder / "manifest.json").exists():
+            store.write_json("manifest.json", world)
+        print(f"Going on with {folder}", flush=True)
+        return _ran(config, planned, engine, store)
+
+
+def _ran(config: ExperimentConfig, planned: Plan, engine: Engine, store: RunStore) -> Ran:
+    if warning := short_of_room(planned, engine.denoiser.call_args, store.folder):
+        print(warning, flush=True)
     experiment = Experiment(
         config, engine.denoiser, engine.verifier, engine.judges, store, planned, engine.batch_size
     )
-    experiment.run()
-    return store
+    hint = f"To resume: python main.py --resume {shlex.quote(str(store.folder))}"
+    try:
+        experiment.run()
+    except Stopped as stop:
+        raise Stopped(f"{stop}\n{hint}") from stop
+    except KeyboardInterrupt:
+        print(f"Interrupted. {hint}", file=sys.stderr)
+        raise
+    if experiment.failed:
+        print(f"{experiment.failed} prompts failed: summary.json says why. {hint}", flush=True)
+    return Ran(store.folder, experiment.failed)
+
+
+def _world(engine: Engine, planned: Plan) -> dict[str, Any]:
+    """The manifest: all that images may depend on beside the config."""
+    texts = json.dumps([prompt.text for prompt in planned.prompts])
+    return {**engine.manifest, "prompts_hash": digest(texts)}
 
 
 @dataclass(frozen=True)
@@ -150,171 +213,3 @@ def saved(config: ExperimentConfig, batch_size: int, vae: str | None = None) -> 
     whole["engine_args"]["vae"] = vae or config.engine_args.vae
     whole["batch_size_for_img_gen"] = None
     return whole
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One prompt's search, ended."""
-
-    prompt: Prompt
-    book: RoundBook
-    spent: Cost
-
-    def summary(self) -> dict[str, Any]:
-        best = self.book.best
-        return {
-            "prompt": self.prompt.text,
-            "prompt_index": self.prompt.index,
-            "category": self.prompt.category,
-            "best": best
-            and {
-                "id": best.id,
-                "score": json_number(self.book.value(best)),
-                "round": best.round,
-                "seed": best.seed,
-                "path": best.path,
-                "judges": recorded(best.judged),
-            },
-            **_cost(self.spent),
-            "statuses": dict(self.book.statuses),
-        }
-
-
-class Experiment:
-    """A loaded pipeline, verifier and judges, and the prompts to search for."""
-
-    def __init__(
-        self,
-        config: ExperimentConfig,
-        denoiser: Denoiser,
-        verifier: Chosen,
-        judges: Mapping[str, Chosen],
-        store: RunStore,
-        planned: Plan,
-        batch_size: int,
-    ) -> None:
-        self.config = config
-        self.denoiser = denoiser
-        self.verifier = verifier
-        self.judges = {name: guest(j, denoiser.residence) for name, j in judges.items()}
-        self.store = store
-        self.planned = planned
-        self.batch_size = batch_size
-        self.sde = Sde(**config.stochastic_args.model_dump())
-
-    def run(self) -> list[Outcome]:
-        """Search for every prompt in turn; the summary is written last."""
-        from tqdm import tqdm
-
-        outcomes = []
-        prompts = self.planned.prompts
-        for prompt in tqdm(prompts, desc="prompts", disable=None, position=0):
-            outcome = self.search(prompt)
-            outcomes.append(outcome)
-            tqdm.write(report(outcome))
-            sys.stdout.flush()  # a log file is read while the run goes on
-        total = sum((outcome.spent for outcome in outcomes), Cost())
-        self.store.write_summary(
-            {"prompts": [outcome.summary() for outcome in outcomes], "total": _cost(total)}
-        )
-        return outcomes
-
-    def search(self, prompt: Prompt) -> Outcome:
-        """Search for one prompt, writing as it goes."""
-        config = self.config
-        search = config.search_args.build()
-        space = LatentSpace(
-            self.denoiser, prompt.text, config.seed, prompt.occurrence, self.batch_size
-        )
-        ledger = self._ledger(prompt)
-        values: dict[int, float] = {}
-        label = self.denoiser.label(prompt.text)
-        book = RoundBook(self.store, prompt, self.verifier, self.judges, values, label)
-        with self._progress(prompt) as bar:
-
-            def keep(rollout: Rollout, batch: Sequence[Evaluated]) -> None:
-                book.add(rollout, batch)
-                bar.update(sum(entry.nfe for entry in batch))
-                bar.set_postfix(best=significant(book.value(book.best)), refresh=False)
-
-            evaluator = Evaluator(
-                self.denoiser,
-                self.verifier,
-                prompt,
-                space,
-                self.batch_size,
-                keep,
-                values,
-                sde=self.sde if "stochastic" in search.needs else None,
-            )
-            for _ in play(search, space, evaluator, ledger, config.rounds):
-                pass
-        book.close()
-        if book.best is not None and book.best.path is not None:
-            item = Item(book.media(book.best), prompt.text, label=label)
-            verifier = guest(self.verifier, self.denoiser.residence)
-            for judge in (verifier, *self.judges.values()):
-                judge.chose(item)
-        return Outcome(prompt, book, ledger.spent)
-
-    def _ledger(self, prompt: Prompt) -> Ledger:
-        budget = self.config.budget.build()
-        if budget.rows is None:
-            return Ledger(budget)
-        first, steps = self.denoiser.span(prompt.text, self.batch_size)
-        each = self.denoiser.rows_each(prompt.text)
-        image = each * (steps - first)
-        if budget.rows < image:
-            raise UserError(
-                f"A budget of {budget.rows} rows cannot finish one image of {image} rows: raise"
-                " budget.rows or lower num_inference_steps."
-            )
-        return Ledger(budget, each)
-
-    def _progress(self, prompt: Prompt) -> Any:
-        from tqdm import tqdm
-
-        most = self.planned.most
-        known = most is not None and self.planned.steps is not None
-        return tqdm(
-            total=most.nfe if most is not None and known else None,
-            desc=f"prompt {prompt.index + 1}",
-            unit="NFE",
-            disable=None,
-            leave=False,
-            position=1,
-        )
-
-
-def report(outcome: Outcome) -> str:
-    """A prompt's rounds as people read them."""
-    text = " ".join(outcome.prompt.text.split())
-    lines = [f"\n{text if len(text) <= 100 else text[:97] + '...'}"]
-    lines += [_round_line(result) for result in outcome.book.results]
-    best = outcome.book.best
-    if best is None:
-        return "\n".join([*lines, "  nothing could be scored: see candidates.jsonl for reasons"])
-    lines.append(
-        f"  best     {significant(outcome.book.value(best)):>7}  {best.path}"
-        f"  ({outcome.spent.nfe} NFE, {outcome.spent.seconds:.1f} s)"
-    )
-    return "\n".join(lines)
-
-
-def _round_line(result: RoundResult) -> str:
-    if result.rejected:
-        return f"  round {result.round:<3}rejected: none beat its pivot"
-    if result.winner is None:
-        return f"  round {result.round:<3}no score"
-    winner = result.winner
-    judged = "".join(
-        f"  {judge} {significant(score.value)}" for judge, score in winner.judged.items()
-    )
-    return (
-        f"  round {result.round:<3}{significant(result.value):>7}"
-        f"  of {result.num_noises:<4} seed {winner.seed:<11}{judged}"
-    )
-
-
-def _cost(cost: Cost) -> dict[str, Any]:
-    return {"nfe": cost.nfe, "rows": cost.rows, "seconds": round(cost.seconds, 3)}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiment.config import ExperimentConfig, ExportArgs
 from experiment.prompts import Prompt
-from experiment.records import CANDIDATES, SUMMARY
+from experiment.records import CANDIDATES, STATE, SUMMARY, mend_lines
 from utils import UserError, path_part, png_bytes, write_atomically
 from verifiers.base import metric_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHORT_NAMES = {  # tt-scale-flux's folder names
     "black-forest-labs/FLUX.1-dev": "flux.1-dev",
@@ -27,6 +30,16 @@ def model_folder(checkpoint: str) -> str:
     """A checkpoint's folder name: tt-scale-flux's for those it knows, else its own, lowercased."""
     own = Path(checkpoint.rstrip("/")).name.lower()
     return path_part(SHORT_NAMES.get(checkpoint, own))
+
+
+def runs_of(root: str, config: ExperimentConfig) -> Path:
+    """The folder that holds the runs of a model, a verifier and a metric."""
+    return Path(
+        root,
+        model_folder(config.pretrained_model_name_or_path),
+        path_part(config.verifier_args.name),
+        path_part(metric_name(config.verifier_args.metric)),
+    )
 
 
 def refuse_unwritable(root: str) -> None:
@@ -47,12 +60,7 @@ class RunStore:
     @classmethod
     def create(cls, root: str, config: ExperimentConfig) -> RunStore:
         """A new folder named by the time; a second run within the second gets a number."""
-        parent = Path(
-            root,
-            model_folder(config.pretrained_model_name_or_path),
-            path_part(config.verifier_args.name),
-            path_part(metric_name(config.verifier_args.metric)),
-        )
+        parent = runs_of(root, config)
         stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -77,11 +85,52 @@ class RunStore:
 
     def append_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rows of `candidates.jsonl`, on disk when this returns."""
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        with open(self.folder / CANDIDATES, "a", encoding="utf-8") as file:
-            file.write(text)
+        with open(self.folder / CANDIDATES, "ab") as file:
+            file.write(b"".join(map(_row, rows)))
             file.flush()
             os.fsync(file.fileno())
+
+    def keep_rows(self, done: Collection[int]) -> None:
+        """Drop the rows of prompts that are not done; order those left as the prompts are.
+
+        A last row that an interruption cut short is dropped; damage elsewhere is an error.
+        """
+        path = self.folder / CANDIDATES
+        rows = [row for _, row in mend_lines(path) if row["prompt_index"] in done]
+        if path.exists():
+            rows.sort(key=lambda row: row["prompt_index"])
+            write_atomically(path, b"".join(map(_row, rows)))
+
+    def keep_files(self, stems: Collection[str], paths: Collection[str]) -> None:
+        """Drop the pictures and records of all prompts but these, save those at these paths."""
+        for path in self.folder.glob("prompt@*_i@*"):
+            if path.name not in paths and path.name.rsplit("_i@", 1)[0] not in stems:
+                path.unlink()
+        for folder in (self.folder, self.state):
+            for path in folder.glob(".*.part"):  # of a file that was being written
+                path.unlink()
+
+    @property
+    def state(self) -> Path:
+        """Where unfinished prompts are kept."""
+        return self.folder / STATE
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        from safetensors.torch import save
+
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        write_atomically(self.state / name, save(plain))
+
+    def read_tensors(self, name: str) -> dict[str, Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            return load((self.state / name).read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{self.state / name} cannot be read: restore it, or start a new run."
+            ) from error
 
     def name(self, prompt: Prompt, round: int, seed: int, suffix: str) -> str:
         return f"{prompt.stem}_i@{round}_s@{seed}{suffix}"
@@ -119,3 +168,7 @@ class RunStore:
 
     def write_round(self, prompt: Prompt, round: int, seed: int, content: Any) -> None:
         self.write_json(self.name(prompt, round, seed, ".json"), content)
+
+
+def _row(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(row, allow_nan=False) + "\n").encode()

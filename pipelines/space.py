@@ -74,7 +74,7 @@ class LatentSpace:
         if around.step == 0:
             moved = on_shell(centres.latents, noise, cosine)
         else:
-            moved = self._stirred(centres.latents, noise, around.step, cosine)
+            moved = stirred(centres.latents, noise, self._levels[around.step], cosine)
         return Candidates(moved, around.step, seeds, parents=centres.parents)
 
     def renoise(self, candidates: Candidates, to: int) -> Candidates:
@@ -136,12 +136,6 @@ class LatentSpace:
         ratio = self._origin._layout.scale / self._layout.scale
         return drafts if ratio == 1 else replace(drafts, latents=drafts.latents * ratio)
 
-    def _stirred(self, latents: Tensor, noise: Tensor, step: int, cosine: float) -> Tensor:
-        """x' = x + noise level * sqrt(2 - 2 cosine) * n: as far from x in the noise's own units
-        as a point of the shell at this cosine lies from its centre."""
-        reach = self._levels[step].noise * (2 - 2 * cosine) ** 0.5
-        return (latents.double() + reach * noise.double()).to(latents.dtype)
-
     def _seeds(self, recipes: Sequence[dict[str, Any]]) -> tuple[int, ...]:
         """The next seeds, no two alike within a prompt (31 bits can meet by chance)."""
         seeds = []
@@ -152,6 +146,13 @@ class LatentSpace:
             self._next[0] += 1
             seeds.append(seed)
         return tuple(seeds)
+
+
+def stirred(latents: Tensor, noise: Tensor, level: Level, cosine: float) -> Tensor:
+    """x' = x + noise level * sqrt(2 - 2 cosine) * n: as far from x in the noise's own units as a
+    point of the shell at this cosine lies from its centre."""
+    reach = level.noise * (2 - 2 * cosine) ** 0.5
+    return (latents.double() + reach * noise.double()).to(latents.dtype)
 
 
 def noised(candidates: Candidates) -> Candidates:

@@ -175,7 +175,7 @@ def test_a_wrong_scheduler_is_refused(wanted: dict[str, object], said: str) -> N
 def test_a_dry_run_reads_what_the_hubs_cache_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cache as huggingface_hub lays it out: a reference to a snapshot, whose files are links."""
+    """The cache as huggingface_hub keeps it: a reference to a snapshot, whose files are links."""
     from huggingface_hub import constants
 
     from experiment.config import parse_config

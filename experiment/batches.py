@@ -1,0 +1,59 @@
+"""A batch on its way: moved, decoded, judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pipelines.denoiser import Decoded
+from search.core import Candidates
+from search.ledger import Cost
+from verifiers.base import Score
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Pictures of clean estimates late in sampling, and the rows denoised to get there."""
+
+    media: Sequence[Any] = ()
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Candidates further on, the clean estimate there, rows denoised on the way."""
+
+    candidates: Candidates
+    clean: Tensor
+    rows: int = 0
+    gradient: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A batch moved, and decoded where it is to be scored; not judged yet."""
+
+    start: Candidates
+    moved: Moved
+    before: Preview
+    decoded: tuple[Decoded, list[bool]] | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A batch as it came out: all that its rows, its pictures and the search are made of.
+
+    media: pictures of finished candidates, None for others. paths: where in the run folder those
+    are that are there already.
+    """
+
+    moved: Candidates
+    gradient: Tensor | None
+    scores: Sequence[Score]
+    media: Sequence[Any]
+    cost: Cost
+    paths: Sequence[str | None] = ()

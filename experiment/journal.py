@@ -1,0 +1,323 @@
+"""What an unfinished prompt has been answered so far, so that an interruption loses none of it.
+
+Each answered batch is appended to `state/prompt<index>.jsonl`, after the files that its line names.
+A prompt that was interrupted is searched again from its start, and answered from these lines as
+long as they last: the search asks the same again, for all its randomness is keyed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from torch import Tensor
+
+from experiment.batches import Answered, Made, Moved, Preview
+from experiment.pictures import from_tensors, to_tensors
+from experiment.prompts import Prompt
+from experiment.records import mend_lines
+from experiment.store import RunStore
+from pipelines.denoiser import Decoded
+from search.core import Candidates, Rollout
+from search.ledger import Cost
+from utils import UserError, write_atomically
+from verifiers.base import Score
+
+NO_ANSWER = {"unscored", "failed", "truncated"}  # the verifier was asked and had nothing to say
+
+
+class Journal:
+    """One prompt's journal: replays what is in it, then takes what is new.
+
+    batch_size: of the run as the prompt's search began.
+    """
+
+    def __init__(self, store: RunStore, prompt: Prompt, batch_size: int) -> None:
+        self._store = store
+        self._prompt = prompt
+        self._path = store.state / f"prompt{prompt.index}.jsonl"
+        self._written = 0  # files of tensors so far
+        self._replay: deque[tuple[int, dict[str, Any]]] = deque()
+        self._made: dict[str, dict[str, Any]] = {}
+        self._judged: dict[tuple[int, str], Score] = {}
+        self._elapsed, self._since = 0.0, time.monotonic()
+        self.batch_size = batch_size
+        store.state.mkdir(exist_ok=True)
+        lines = mend_lines(self._path)
+        if lines:
+            self._open(lines)
+        else:
+            self._append({"kind": "prompt", "prompt": prompt.text, "batch_size": batch_size})
+
+    def clock(self) -> float:
+        """Seconds worked on the prompt in all sittings; stands still while it is replayed."""
+        if self._replay:
+            return self._elapsed
+        return self._elapsed + time.monotonic() - self._since
+
+    def recall(self, rollout: Rollout, start: Candidates) -> Answered | None:
+        """The answer to this batch, if it was given before; refuses a journal of another search."""
+        if not self._replay:
+            return None
+        number, line = self._replay[0]
+        self._refuse_other(number, line["asked"], _asked(rollout, start))
+        tensors = self._store.read_tensors(line["tensors"])
+        self._pop()
+        self._elapsed, self._since = line["elapsed"], time.monotonic()
+        self._written += 1
+        placed = _placed(tensors, line, start)
+        return Answered(
+            _moved(rollout, start, placed),
+            placed.get("gradient"),
+            [_score(content) for content in line["scores"]],
+            from_tensors(tensors, len(start)),
+            Cost(**line["cost"]),
+            line["paths"],
+        )
+
+    def append(self, rollout: Rollout, start: Candidates, answered: Answered) -> Answered:
+        """Keep a new answer: pictures first, then latents, then the line that names them all."""
+        name = f"prompt{self._prompt.index}_{self._written}.safetensors"
+        tensors = _tensors(answered.moved, answered.gradient)
+        devices = {key: tensor.device.type for key, tensor in tensors.items()}
+        paths = [
+            self._write_media(rollout, *each)
+            for each in zip(start.seeds, answered.media, strict=True)
+        ]
+        tensors |= to_tensors(answered.media, paths)
+        self._store.write_tensors(name, tensors)
+        self._append(
+            {
+                "kind": "batch",
+                "asked": _asked(rollout, start),
+                "scores": [_recorded(score) for score in answered.scores],
+                "cost": asdict(answered.cost),
+                "tensors": name,
+                "devices": devices,
+                "paths": paths,
+                "elapsed": self.clock(),
+            }
+        )
+        self._written += 1
+        if (line := self._made.pop(_key(rollout, start), None)) is not None:
+            (self._store.state / line["tensors"]).unlink(missing_ok=True)
+        return replace(answered, paths=paths)
+
+    def keep_made(self, rollout: Rollout, made: Made) -> None:
+        """Keep a batch that is decoded and still to be judged."""
+        key = _key(rollout, made.start)
+        if key in self._made:
+            return
+        assert made.decoded is not None
+        decoded, finite = made.decoded
+        name = f"prompt{self._prompt.index}_{self._written}_{len(self._made)}.safetensors"
+        tensors = _tensors(made.moved.candidates, None)
+        line = {
+            "kind": "made",
+            "asked": _asked(rollout, made.start),
+            "tensors": name,
+            "devices": {key: tensor.device.type for key, tensor in tensors.items()},
+            "rows": [made.moved.rows, made.before.rows],
+            "flags": [finite, decoded.filtered, decoded.sound, decoded.again],
+            "seconds": made.seconds,
+        }
+        tensors |= to_tensors(decoded.media)
+        tensors |= {f"before.{k}": v for k, v in to_tensors(made.before.media).items()}
+        self._store.write_tensors(name, tensors)
+        self._append(line)
+        self._made[key] = line
+
+    def made(self, rollout: Rollout, start: Candidates) -> Made | None:
+        """This batch, if it was made before and only its scores are missing."""
+        line = self._made.get(_key(rollout, start))
+        if line is None:
+            return None
+        tensors = self._store.read_tensors(line["tensors"])
+        moved = _moved(rollout, start, _placed(tensors, line, start))
+        before = {k.removeprefix("before."): v for k, v in tensors.items() if "before." in k}
+        previews = from_tensors(before, len(start)) if before else ()
+        self._elapsed += line["seconds"]
+        finite, *flags = line["flags"]
+        rows, before_rows = line["rows"]
+        return Made(
+            start,
+            Moved(moved, moved.latents, rows),
+            Preview(previews, before_rows),
+            (Decoded(from_tensors(tensors, len(start)), *flags), finite),
+            line["seconds"],
+        )
+
+    def _write_media(self, rollout: Rollout, seed: int, media: Any) -> str | None:
+        """A picture whose round cannot be rejected any more goes where it will stay."""
+        if media is None or rollout.rejectable:
+            return None
+        assert rollout.round is not None
+        return self._store.write_media(self._prompt, rollout.round, seed, media)
+
+    def shrunk(self) -> int | None:
+        """The batch size that the search went on with from here, if it had to change it."""
+        size = None
+        while self._replay and self._replay[0][1]["kind"] == "batch_size":
+            size = int(self._replay[0][1]["size"])
+            self._pop()
+        return size
+
+    def shrink(self, size: int) -> None:
+        """From here on batches are no larger than this."""
+        self._append({"kind": "batch_size", "size": size})
+
+    def judged(self, id: int, judge: str) -> Score | None:
+        """What a judge has said of a round's winner."""
+        return self._judged.get((id, judge))
+
+    def note_judged(self, id: int, judge: str, score: Score) -> None:
+        self._append({"kind": "judged", "id": id, "judge": judge, "score": _recorded(score)})
+
+    def drop_unanswered(self) -> None:
+        """Forget the last batches in which no image was answered: they are to be asked again."""
+        lines = [line for _, line in mend_lines(self._path)]
+        batches = [i for i, line in enumerate(lines) if line["kind"] == "batch"]
+        answered = max((i for i in batches if _answered(lines[i])), default=-1)
+        first = next((i for i in batches if i > answered and lines[i]["asked"]["score"]), None)
+        kept = [
+            line
+            for i, line in enumerate(lines)
+            if first is None or i < first or line["kind"] == "judged"
+        ]
+        write_atomically(self._path, b"".join(map(_encoded, kept)))
+
+    def remove(self) -> None:
+        """The prompt is done, and that is on record."""
+        remove_journal(self._store, self._prompt.index)
+
+    def _open(self, lines: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        first = lines[0][1]
+        if first.get("prompt") != self._prompt.text:
+            raise UserError(
+                f"{self._path} is the journal of another prompt: restore the prompts that the run"
+                " began with, or start a new run."
+            )
+        self.batch_size = int(first["batch_size"])
+        for number, line in lines[1:]:
+            if line["kind"] == "judged":
+                self._judged[line["id"], line["judge"]] = _score(line["score"])
+            elif line["kind"] == "made":
+                if (self._store.state / line["tensors"]).exists():
+                    self._made[json.dumps(line["asked"])] = line
+            else:
+                self._replay.append((number, line))
+                self._made.pop(json.dumps(line.get("asked")), None)
+
+    def _pop(self) -> None:
+        self._replay.popleft()
+        self._since = time.monotonic()
+
+    def _refuse_other(self, number: int, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        for key, value in now.items():
+            if then.get(key) != value:
+                raise UserError(
+                    f"Line {number} of {self._path} answers {key} {then.get(key)}, but the search"
+                    f" now asks for {key} {value}: the code or the machine has changed; go on with"
+                    " the old one, or delete that file to search for this prompt anew."
+                )
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with open(self._path, "ab") as file:
+            file.write(_encoded(line))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def remove_journal(store: RunStore, index: int) -> None:
+    """Remove all that was kept for a prompt that is done."""
+    for path in store.state.glob(f"prompt{index}[_.]*"):
+        path.unlink(missing_ok=True)
+    if store.state.is_dir() and not any(store.state.iterdir()):
+        store.state.rmdir()
+
+
+def pictures_named(store: RunStore) -> set[str]:
+    """The pictures in the run folder that journals name."""
+    lines = [line for path in store.state.glob("prompt*.jsonl") for _, line in mend_lines(path)]
+    return {path for line in lines for path in line.get("paths", ()) if path is not None}
+
+
+def _asked(rollout: Rollout, start: Candidates) -> dict[str, Any]:
+    """What a batch is known by."""
+    return {
+        "seeds": list(start.seeds),
+        "step": start.step,
+        "until": rollout.until,
+        "guidance": rollout.guidance,
+        "draft": rollout.draft,
+        "score": rollout.score,
+        "gradient": rollout.gradient,
+        "rejectable": rollout.rejectable,
+    }
+
+
+def _key(rollout: Rollout, start: Candidates) -> str:
+    return json.dumps(_asked(rollout, start))
+
+
+def _tensors(moved: Candidates, gradient: Tensor | None) -> dict[str, Tensor]:
+    """What is kept of a batch beside its pictures."""
+    all_of_it = {
+        "latents": moved.latents, "noise_scale": moved.noise_scale, "gradient": gradient
+    }  # fmt: skip
+    return {name: tensor for name, tensor in all_of_it.items() if tensor is not None}
+
+
+def _placed(
+    tensors: Mapping[str, Tensor], line: Mapping[str, Any], start: Candidates
+) -> dict[str, Tensor]:
+    """Tensors where they were: on the CPU, or else where the candidates are."""
+    there = start.latents.device
+    return {
+        name: tensors[name] if device == "cpu" else tensors[name].to(there)
+        for name, device in line["devices"].items()
+    }
+
+
+def _moved(rollout: Rollout, start: Candidates, placed: Mapping[str, Tensor]) -> Candidates:
+    return replace(
+        start,
+        latents=placed["latents"],
+        step=rollout.until,
+        noise_scale=placed.get("noise_scale"),
+    )
+
+
+def _recorded(score: Score) -> dict[str, Any]:
+    """A score as JSON; its value alone may be nan, which becomes null."""
+    return {
+        "value": None if math.isnan(score.value) else score.value,
+        "aspects": dict(score.aspects),
+        "explanation": score.explanation,
+        "status": score.status,
+        "details": dict(score.details),
+        "members": {name: _recorded(member) for name, member in score.members.items()},
+    }
+
+
+def _score(content: Mapping[str, Any]) -> Score:
+    value = math.nan if content["value"] is None else content["value"]
+    members = {name: _score(member) for name, member in content["members"].items()}
+    return Score(**{**content, "value": value, "members": members})
+
+
+def _answered(line: Mapping[str, Any]) -> bool:
+    """Whether a verifier was asked, and answered for one image at least."""
+    return bool(line["asked"]["score"]) and any(
+        score["status"] not in NO_ANSWER for score in line["scores"]
+    )
+
+
+def _encoded(line: Mapping[str, Any]) -> bytes:
+    return (json.dumps(line) + "\n").encode()

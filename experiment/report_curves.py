@@ -1,0 +1,116 @@
+"""The picture of runs: best score so far against each cost, and the expected best of n draws."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiment.report_measures import COSTS, Told, best_of_n, mean_curve
+from experiment.statistics import LEVEL, Estimate
+from utils import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Black, then Okabe and Ito's colors, which the color-blind can tell apart; where they come round
+# again, the line differs.
+COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#B77700", "#56B4E9")
+LINES = ("-", (0, (5, 2)), (0, (1, 1.5)))
+PANEL = (5.6, 3.9)  # inches
+COLUMNS = 2
+
+Curve = Sequence[tuple[float, Estimate]] | Sequence[tuple[int, Estimate]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes. curves: by the run's place. steps: a value holds until the next point."""
+
+    metric: str
+    title: str
+    curves: dict[int, Curve]
+    steps: bool
+
+
+def write_report_curves(runs: Sequence[Told], path: Path) -> bool:
+    """Panels for each metric that searches went by; False where nothing was scored."""
+    panels = [panel for metric in _metrics(runs) for panel in _panels(runs, metric)]
+    if not panels:
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows, columns = math.ceil(len(panels) / COLUMNS), min(COLUMNS, len(panels))
+    size = (PANEL[0] * columns, PANEL[1] * rows + 0.6)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=size, squeeze=False, layout="constrained"
+    )  # fmt: skip
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        _draw(axis, panel)
+    handles = [axes[0][0].plot([], [], **_style(at))[0] for at in range(len(runs))]
+    names = [_plain(run.name) for run in runs]
+    figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
+    figure.supxlabel(f"means over prompts, {LEVEL:.0%} bootstrap intervals", fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    pyplot.close(figure)
+    write_atomically(path, buffer.getvalue())
+    return True
+
+
+def _metrics(runs: Sequence[Told]) -> list[str]:
+    return list(dict.fromkeys(run.metric for run in runs))
+
+
+def _panels(runs: Sequence[Told], metric: str) -> Iterator[Panel]:
+    own = [(at, run) for at, run in enumerate(runs) if run.metric == metric]
+    for cost in COSTS:
+        found: dict[int, Curve] = {at: c for at, run in own if (c := mean_curve(run, cost))}
+        if found:
+            yield Panel(metric, f"best so far against {cost} a prompt", found, steps=True)
+    draws: dict[int, Curve] = {at: d for at, run in own if len(d := best_of_n(run)) > 1}
+    if draws:
+        yield Panel(metric, "expected best of n draws", draws, steps=False)
+
+
+def _draw(axis: Axes, panel: Panel) -> None:
+    for at, curve in panel.curves.items():
+        x, estimates = [point[0] for point in curve], [point[1] for point in curve]
+        means = [each.mean for each in estimates]
+        lows, highs = [each.low for each in estimates], [each.high for each in estimates]
+        color = COLORS[at % len(COLORS)]
+        if panel.steps:
+            axis.plot(x, means, drawstyle="steps-post", **_style(at))
+            axis.plot(x[-1:], means[-1:], marker="o", ms=4, color=color)
+            axis.fill_between(x, lows, highs, step="post", color=color, alpha=0.1, lw=0)
+        else:
+            axis.plot(x, means, marker="o", ms=4, **_style(at))
+            axis.fill_between(x, lows, highs, color=color, alpha=0.1, lw=0)
+    if not panel.steps:
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_title(panel.title, loc="left", fontsize=10)
+    axis.set_ylabel(_plain(panel.metric))
+    axis.grid(axis="y", color="#DDDDDD", lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _plain(text: str) -> str:
+    """Text in which matplotlib finds no formula."""
+    return text.replace("$", r"\$")
+
+
+def _style(at: int) -> dict[str, Any]:
+    return {
+        "color": COLORS[at % len(COLORS)],
+        "ls": LINES[at // len(COLORS) % len(LINES)],
+        "lw": 1.6,
+    }

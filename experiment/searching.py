@@ -1,0 +1,252 @@
+"""Searches for one prompt after another, and loses nothing when it is stopped."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiment.config import ExperimentConfig
+from experiment.evaluate import Evaluated, Evaluator
+from experiment.guests import guest
+from experiment.interrupts import Interrupts
+from experiment.journal import Journal
+from experiment.outcome import TOTALS, Failed, Outcome, report
+from experiment.plan import Plan
+from experiment.progress import Progress, remove_state
+from experiment.prompts import Prompt
+from experiment.rounds import RoundBook
+from experiment.stops import FAILED_IN_A_ROW, Silent, Stopped, Vigil, disk_full
+from experiment.store import RunStore
+from pipelines.denoiser import Denoiser
+from pipelines.sde import Sde
+from pipelines.space import LatentSpace
+from search.core import Rollout
+from search.ledger import Ledger
+from search.play import play
+from utils import UserError, significant, write_atomically
+from verifiers.base import BaseVerifier, Chosen, Item, Score
+
+
+class Experiment:
+    """A loaded pipeline, verifier and judges, and the prompts to search for."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        denoiser: Denoiser,
+        verifier: Chosen,
+        judges: Mapping[str, Chosen],
+        store: RunStore,
+        planned: Plan,
+        batch_size: int,
+    ) -> None:
+        self.config = config
+        self.denoiser = denoiser
+        self.verifier = verifier
+        self.judges = {name: guest(j, denoiser.residence) for name, j in judges.items()}
+        self.store = store
+        self.planned = planned
+        self.batch_size = batch_size
+        self.sde = Sde(**config.stochastic_args.model_dump())
+        self.failed = 0  # prompts, once the run has ended
+        self._worked = False
+        self._in_a_row = 0  # prompts that failed
+        self._vigil = Vigil()
+
+    def run(self) -> None:
+        """Search for every prompt in turn that is not done; the summary is written last."""
+        try:
+            with Interrupts():
+                self._run()
+        except OSError as error:
+            if not disk_full(error):
+                raise
+            raise Stopped("The disk is full: make room and resume.") from error
+
+    def _run(self) -> None:
+        from tqdm import tqdm
+
+        prompts = self.planned.prompts
+        progress = Progress(self.store, prompts, self.batch_size)
+        self.batch_size = progress.batch_size
+        self._tell_chosen(progress)
+        left = [prompt for prompt in prompts if prompt.index not in progress.summaries]
+        retried = any(prompt.index < max(progress.summaries, default=0) for prompt in left)
+        failed: dict[int, dict[str, Any]] = {}
+        for prompt in tqdm(left, desc="prompts", disable=None, position=0):
+            outcome, reason = self._tried(prompt)
+            if reason is None:
+                self._done(outcome, progress)
+            else:
+                failed[prompt.index] = {**outcome.summary(), "failed": reason}
+            tqdm.write(report(outcome, reason))
+            sys.stdout.flush()  # a log file is read while the run goes on
+            self._refuse_hopeless(reason)
+        if retried:  # in the order of the prompts, as if none had failed
+            self.store.keep_rows({prompt.index for prompt in prompts})
+        self._end({**progress.summaries, **failed})
+
+    def _end(self, summaries: Mapping[int, dict[str, Any]]) -> None:
+        each = [summaries[prompt.index] for prompt in self.planned.prompts]
+        total = {name: round(sum(summary[name] for summary in each), 3) for name in TOTALS}
+        self.store.write_summary({"prompts": each, "total": total})
+        self.failed = sum("failed" in summary for summary in each)
+        if not self.failed:
+            remove_state(self.store)
+
+    def _done(self, outcome: Outcome, progress: Progress) -> None:
+        """Note that a prompt is done, and let go of what an interruption would have needed."""
+        best = outcome.book.best
+        if best is not None and any(map(listens, self._asked)):
+            progress.keep_chosen(outcome.prompt.index, outcome.book.media(best))
+        progress.add(outcome.summary(), self.batch_size)
+        outcome.journal.remove()
+
+    @property
+    def _asked(self) -> tuple[Chosen, ...]:
+        return guest(self.verifier, self.denoiser.residence), *self.judges.values()
+
+    def _tell_chosen(self, progress: Progress) -> None:
+        """Tell verifiers that judge whole sets what earlier sittings came to."""
+        texts = {prompt.index: prompt.text for prompt in self.planned.prompts}
+        listening = [judge for judge in self._asked if listens(judge)]
+        for index in progress.summaries if listening else ():
+            media = progress.chosen(index)
+            for judge in listening if media is not None else ():
+                label = self.denoiser.label(texts[index])
+                judge.chose(Item(media, texts[index], label=label))
+
+    def _tried(self, prompt: Prompt) -> tuple[Outcome, str | None]:
+        """A prompt's search, and why it failed; raises what concerns the whole run."""
+        try:
+            outcome = self.search(prompt)
+        except Failed as failure:
+            error = failure.error
+            if disk_full(error):
+                raise error from None
+            if isinstance(error, UserError):
+                # What is refused from the start is wrong, and what is refused later has changed.
+                raise (Stopped(str(error)) if self._worked else error) from None
+            text = "".join(traceback.format_exception(error))
+            path = self.store.state / f"prompt{prompt.index}.failed.txt"
+            write_atomically(path, text.encode())
+            return failure.outcome, " ".join(f"{type(error).__name__}: {error}".split())
+        if outcome.book.best is None:
+            outcome.journal.drop_unanswered()
+            return outcome, "no finished image has a score, see candidates.jsonl for reasons"
+        return outcome, None
+
+    def _refuse_hopeless(self, reason: str | None) -> None:
+        self._in_a_row = 0 if reason is None else self._in_a_row + 1
+        if self._in_a_row >= FAILED_IN_A_ROW:
+            raise Stopped(f"{self._in_a_row} prompts in a row failed, the last one: {reason}")
+
+    def search(self, prompt: Prompt) -> Outcome:
+        """Search for one prompt, writing as it goes, from where an interruption left it."""
+        journal = Journal(self.store, prompt, self.batch_size)
+        label = self.denoiser.label(prompt.text)
+        values: dict[int, float] = {}
+        book = RoundBook(self.store, prompt, self.verifier, self.judges, values, journal, label)
+        ledger = Ledger(self.config.budget.build(), clock=journal.clock)
+        try:
+            ledger.rows_each = self._rows_each(prompt, journal.batch_size)
+            with Interrupts():
+                self._play(prompt, journal, book, values, ledger)
+                book.close()
+                self._tell(book, label)
+                Interrupts.check()
+        except Silent:
+            journal.drop_unanswered()
+            raise
+        except Exception as error:
+            raise Failed(Outcome(prompt, book, ledger.spent, journal), error) from error
+        return Outcome(prompt, book, ledger.spent, journal)
+
+    def _play(
+        self,
+        prompt: Prompt,
+        journal: Journal,
+        book: RoundBook,
+        values: dict[int, float],
+        ledger: Ledger,
+    ) -> None:
+        """Play the search to its end; every batch goes into the book."""
+        config = self.config
+        search = config.search_args.build()
+        space = LatentSpace(
+            self.denoiser, prompt.text, config.seed, prompt.occurrence, journal.batch_size
+        )
+        with self._progress(prompt) as bar:
+
+            def keep(rollout: Rollout, batch: Sequence[Evaluated]) -> None:
+                book.add(rollout, batch)
+                bar.update(sum(entry.nfe for entry in batch))
+                bar.set_postfix(best=significant(book.value(book.best)), refresh=False)
+
+            evaluator = Evaluator(
+                self.denoiser,
+                self.verifier,
+                prompt,
+                space,
+                journal,
+                keep,
+                values,
+                sde=self.sde if "stochastic" in search.needs else None,
+                after=self._after,
+            )
+            try:
+                for _ in play(search, space, evaluator, ledger, config.rounds):
+                    pass
+            finally:
+                self.batch_size = evaluator.batch_size
+
+    def _after(self, scores: Sequence[Score]) -> None:
+        """A batch has been made, judged and kept: a good place to stop."""
+        self._worked = True
+        self._vigil.see(scores)
+        Interrupts.check()
+
+    def _tell(self, book: RoundBook, label: str | None) -> None:
+        """Tell verifiers that judge whole sets what the prompt came to."""
+        best = book.best
+        if best is not None and best.path is not None:
+            item = Item(book.media(best), book.prompt.text, label=label)
+            for judge in self._asked:
+                judge.chose(item)
+
+    def _rows_each(self, prompt: Prompt, batch_size: int) -> int:
+        """Rows that one NFE takes, where rows are the budget; refuses one of too few."""
+        rows = self.config.budget.rows
+        if rows is None:
+            return 1
+        first, steps = self.denoiser.span(prompt.text, batch_size)
+        each = self.denoiser.rows_each(prompt.text)
+        image = each * (steps - first)
+        if rows < image:
+            raise UserError(
+                f"A budget of {rows} rows cannot finish one image of {image} rows: raise"
+                " budget.rows or lower num_inference_steps."
+            )
+        return each
+
+    def _progress(self, prompt: Prompt) -> Any:
+        from tqdm import tqdm
+
+        most = self.planned.most
+        known = most is not None and self.planned.steps is not None
+        return tqdm(
+            total=most.nfe if most is not None and known else None,
+            desc=f"prompt {prompt.index + 1}",
+            unit="NFE",
+            disable=None,
+            leave=False,
+            position=1,
+        )
+
+
+def listens(judge: Chosen) -> bool:
+    """Whether a verifier wants to know what was chosen."""
+    inner = getattr(judge.verifier, "verifier", judge.verifier)  # which is shown keyframes
+    return getattr(type(inner), "chose", None) is not BaseVerifier.chose

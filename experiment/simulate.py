@@ -1,0 +1,193 @@
+"""What pruning would have cost and brought, from recorded scores alone: no model runs.
+
+A run that scored previews of all its finished candidates (as `main.py --probe` records them) holds
+all that a policy could have seen: pools of it are drawn, pruned at the recorded previews, and the
+best survivor's recorded score is what the policy would have got. Beside it stands best of N for
+the same NFE, by the unbiased estimator. Pools are drawn without replacement, so a pool of nearly
+all candidates is nearly always the same one and its interval is over prompts only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiment.estimators import expected_best
+from experiment.records import CandidateRecord, read_candidates
+from experiment.statistics import Estimate, bootstrap
+from utils import UserError, significant
+
+POOLS = 2000  # drawn for each prompt and size
+POLICY = re.compile(r"(best|halving@([\d.]+(?:,[\d.]+)*)(?::([\d.]+))?)")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Cuts after these shares of the steps, each leaving a share of the pool; none: best of N."""
+
+    cuts: tuple[float, ...] = ()
+    keep: float = 0.5
+
+    @classmethod
+    def parse(cls, text: str) -> Policy:
+        """From "best", "halving@0.5", "halving@0.3,0.6" or "halving@0.5:0.25" (a quarter kept)."""
+        match = POLICY.fullmatch(text)
+        if match is None:
+            raise UserError(
+                f"There is no policy '{text}': write best, halving@0.5, or halving@0.3,0.6:0.25 to"
+                " keep a quarter at each of two cuts."
+            )
+        cuts = tuple(float(c) for c in match[2].split(",")) if match[2] else ()
+        keep = float(match[3]) if match[3] else 0.5
+        if list(cuts) != sorted(set(cuts)) or not all(0 < c < 1 for c in cuts) or not 0 < keep < 1:
+            raise UserError(
+                f"The policy '{text}' needs rising shares of the steps between 0 and 1, and a share"
+                " to keep between 0 and 1."
+            )
+        return cls(cuts, keep)
+
+    def sizes(self, pool: int) -> list[int]:
+        """How many are left after each cut, as `halving` counts them: rounded up."""
+        left = [pool]
+        for _ in self.cuts:
+            left.append(max(1, math.ceil(left[-1] * self.keep)))
+        return left[1:]
+
+    def nfe(self, pool: int, steps: Sequence[int], total: int) -> int:
+        """Steps denoised, previews at `steps` and the last at `total`."""
+        counts = [pool, *self.sizes(pool)]
+        ends = [0, *steps, total]
+        return sum(n * (b - a) for n, (a, b) in zip(counts, pairwise(ends), strict=True))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One prompt's finished candidates. previews: [cuts, n]; final: [n]."""
+
+    previews: NDArray[np.float64]
+    final: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A policy with pools of one size: means over prompts with 95 % intervals.
+
+    beside: expected best of as many whole images as the same NFE pay for, between the two nearest
+    whole numbers.
+    """
+
+    pool: int
+    nfe: int
+    images: float
+    score: Estimate
+    beside: Estimate
+    gain: Estimate
+
+
+def simulate(folder: Path, text: str) -> str:
+    """The policy on a run's records, as a table."""
+    policy = Policy.parse(text)
+    rows = [row for row in read_candidates(folder) if row.status in ("ok", "unscored")]
+    steps, total = _steps(rows, policy, folder)
+    prompts = _prompts(rows, steps, total, folder)
+    least = min(len(prompt.final) for prompt in prompts)
+    sizes = sorted({2**k for k in range(1, least.bit_length()) if 2**k <= least} | {least})
+    outcomes = [_played(policy, prompts, size, steps, total) for size in sizes]
+    return _table(text, outcomes, len(prompts), steps, total)
+
+
+def _steps(rows: Sequence[CandidateRecord], policy: Policy, folder: Path) -> tuple[list[int], int]:
+    """The recorded steps nearest to the policy's cuts, and the last step."""
+    total = max((row.steps for row in rows), default=0)
+    recorded = sorted({row.step for row in rows if row.step < row.steps == total})
+    if policy.cuts and not recorded:
+        raise UserError(
+            f"'{folder}' has no previews to prune by: record some with main.py --probe."
+        )
+    steps = [min(recorded, key=lambda step: abs(step - cut * total)) for cut in policy.cuts]
+    if len(set(steps)) < len(steps):
+        raise UserError(
+            f"'{folder}' has previews after steps {recorded} of {total} only, too few for these"
+            " cuts."
+        )
+    return steps, total
+
+
+def _prompts(
+    rows: Sequence[CandidateRecord], steps: Sequence[int], total: int, folder: Path
+) -> list[Recorded]:
+    """Each prompt's candidates that have a score at every step asked for, and at the end."""
+    found = []
+    for index in sorted({row.prompt_index for row in rows}):
+        scores: dict[int, dict[int, float]] = {}
+        for row in rows:
+            if row.prompt_index == index and not math.isnan(row.score):
+                scores.setdefault(row.seed, {})[row.step] = row.score
+        whole = [s for s in scores.values() if all(step in s for step in (*steps, total))]
+        if len(whole) >= 2:
+            previews = np.array([[s[step] for s in whole] for step in steps])
+            previews = previews.reshape(len(steps), len(whole))
+            found.append(Recorded(previews, np.array([s[total] for s in whole])))
+    if not found:
+        raise UserError(
+            f"'{folder}' has no prompt with two candidates scored both at these previews and at"
+            " the end."
+        )
+    return found
+
+
+def _played(
+    policy: Policy, prompts: Sequence[Recorded], pool: int, steps: Sequence[int], total: int
+) -> Outcome:
+    nfe = policy.nfe(pool, steps, total)
+    images = nfe / total
+    got = np.array([_mean_best(policy, prompt, pool) for prompt in prompts])
+    beside = np.array([_between(prompt.final, images) for prompt in prompts])
+    return Outcome(pool, nfe, images, bootstrap(got), bootstrap(beside), bootstrap(got - beside))
+
+
+def _mean_best(policy: Policy, prompt: Recorded, pool: int) -> float:
+    """The mean over random pools of the best survivor's final score."""
+    if not policy.cuts:
+        return expected_best(prompt.final, pool)
+    draw = np.random.default_rng(0)
+    n = len(prompt.final)
+    alive = np.argsort(draw.random((POOLS, n)), axis=1)[:, :pool]
+    for previews, size in zip(prompt.previews, policy.sizes(pool), strict=True):
+        order = np.argsort(-previews[alive], axis=1, kind="stable")[:, :size]
+        alive = np.take_along_axis(alive, order, axis=1)
+    return float(prompt.final[alive].max(axis=1).mean())
+
+
+def _between(final: NDArray[np.float64], images: float) -> float:
+    """Expected best of a number of images that need not be whole."""
+    low = min(math.floor(images), len(final))
+    high = min(low + 1, len(final))
+    if low < 1:
+        return expected_best(final, 1)
+    share = min(images, len(final)) - low
+    return (1 - share) * expected_best(final, low) + share * expected_best(final, high)
+
+
+def _table(
+    text: str, outcomes: Sequence[Outcome], prompts: int, steps: Sequence[int], total: int
+) -> str:
+    cuts = f", cuts after steps {', '.join(map(str, steps))} of {total}" if steps else ""
+    head = (
+        f"{text} on {prompts} prompts{cuts}; 95 % bootstrap intervals over prompts\n"
+        f"{'pool':>6}{'NFE':>8}{'score':>10}{'best of N, same NFE':>22}{'difference':>30}"
+    )
+    lines = [
+        f"{o.pool:>6}{o.nfe:>8}{significant(o.score.mean):>10}"
+        f"{f'{significant(o.beside.mean)} (N = {o.images:.3g})':>22}"
+        f"{f'{o.gain.mean:+.3g} [{o.gain.low:+.3g}, {o.gain.high:+.3g}]':>30}"
+        for o in outcomes
+    ]
+    return "\n".join([head, *lines])

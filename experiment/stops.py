@@ -1,0 +1,50 @@
+"""Why a run stops before its end, so that it can be resumed."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+from utils import UserError
+from verifiers.base import Score
+
+UNSCORED_IN_A_ROW = 32
+FAILED_IN_A_ROW = 5  # prompts
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+SILENT = {"unscored", "failed", "truncated", "invalid_image"}  # a blocked image is an answer
+STOPPED = 4  # the exit code
+
+
+class Stopped(UserError):
+    """The run cannot go on as things are; what it has done is kept."""
+
+    code = STOPPED
+
+
+class Silent(Stopped):
+    """The verifier has not answered for a long time."""
+
+
+class Vigil:
+    """Counts the images in a row, over all prompts, that got no score."""
+
+    def __init__(self) -> None:
+        self._missing, self._reason = 0, ""
+
+    def see(self, scores: Sequence[Score]) -> None:
+        for score in scores:
+            if score.status == "ok":
+                self._missing = 0
+            elif score.status in SILENT:
+                self._missing += 1
+                self._reason = score.explanation
+        if self._missing >= UNSCORED_IN_A_ROW:
+            raise Silent(
+                f"{self._missing} images in a row got no score, the last one because:"
+                f" {self._reason.rstrip('.')}. Mend that and resume."
+            )
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether there is no room left for a file."""
+    return isinstance(error, OSError) and error.errno in FULL
