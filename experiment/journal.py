@@ -228,6 +228,8 @@ class Journal:
                 )
 
     def _append(self, line: Mapping[str, Any]) -> None:
+        """Add a line; the files that it names outlive a power cut before it does."""
+        self._store.settle_names()
         with open(self._path, "ab") as file:
             file.write(_encoded(line))
             file.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -131,6 +132,16 @@ class RunStore:
             raise UserError(
                 f"{self.state / name} cannot be read: restore it, or start a new run."
             ) from error
+
+    def settle_names(self) -> None:
+        """Have the names of new files on disk too, as far as the file system can promise that."""
+        for folder in (self.folder, self.state):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                with contextlib.suppress(OSError):  # some know no such promise
+                    os.fsync(handle)
+            finally:
+                os.close(handle)
 
     def name(self, prompt: Prompt, round: int, seed: int, suffix: str) -> str:
         return f"{prompt.stem}_i@{round}_s@{seed}{suffix}"

@@ -398,21 +398,22 @@ def test_a_verifier_that_never_answers_stops_the_run_and_is_asked_again(
     search = {"search_method": "random", "search_rounds": 20, "pool": "fresh"}
     call = {**config()["pipeline_call_args"], "num_inference_steps": 1}
     changes = {**SHORT, "prompt": None, "prompts": str(prompts), "num_prompts": "all",
-               "search_args": search, "budget": {"nfe": 40},
+               "search_args": search, "budget": {"nfe": 10},
                "pipeline_call_args": call}  # fmt: skip
     code, (whole,) = in_process(tmp_path, **changes)
     assert code == 0
     Counting.begin()
-    monkeypatch.setattr(Counting, "silent_after", 44)
+    monkeypatch.setattr(Counting, "silent_after", 14)
+    monkeypatch.setattr("experiment.stops.UNSCORED_IN_A_ROW", 6)
     assert in_process(tmp_path, **changes)[0] == 4
     said = capsys.readouterr().err
-    assert "32 images in a row got no score" in said and "its lips are sealed" in said
-    assert Counting.images == 44 + 32
+    assert "6 images in a row got no score" in said and "its lips are sealed" in said
+    assert Counting.images == 14 + 6
     monkeypatch.setattr(Counting, "silent_after", 10**9)
     Counting.begin()
     code, (_, folder) = in_process(tmp_path, "--resume", "auto")
     assert code == 0 and content(folder) == content(whole)
-    assert Counting.images == 80 - 44
+    assert Counting.images == 20 - 14
 
 
 def test_a_prompt_without_any_score_has_failed_and_is_asked_again(
