@@ -39,6 +39,11 @@ def parser() -> Flags:
     add("--num_prompts", type=count, default=argparse.SUPPRESS, help="a number (default 2), or all")
     add("--batch_size_for_img_gen", type=int, help="images denoised at a time (default: auto)")
     add("--use_low_gpu_vram", action="store_true", help="components leave the GPU while unused")
+    add(
+        "--deterministic",
+        action="store_true",
+        help="the same bits each time, also on a GPU: slower",
+    )
     add("--set", action="append", default=[], metavar="KEY.KEY=VALUE", help="override a config key")
     add("--seed", type=int, help="the run's seed (default 0)")
     add("--output_dir", default="output", help="root of the output tree (default: output)")
@@ -78,6 +83,8 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
             flags[name] = getattr(args, name)
     if args.use_low_gpu_vram:
         flags["use_low_gpu_vram"] = True
+    if args.deterministic:
+        flags["engine_args.deterministic"] = True
     return flags | dict(_assignment(text) for text in args.set)
 
 

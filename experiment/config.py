@@ -140,6 +140,9 @@ class EngineArgs(Part):
     quantization: Literal["fp8", "int8", "4bit"] | None = Field(
         None, description="of the denoiser's weights (changes images)"
     )
+    deterministic: bool = Field(
+        False, description="only algorithms that give the same bits each time; slower on GPUs"
+    )
 
     @field_validator("batch_size")
     @classmethod

@@ -29,6 +29,7 @@ from pipelines.loading import (
     hush,
     load_pipeline,
     load_scheduler,
+    only_deterministic,
     refuse_reserved,
 )
 from pipelines.placement import settle
@@ -154,6 +155,7 @@ def load(config: ExperimentConfig, planned: Plan) -> Engine:
     refuse_cuts(config, planned.checkpoint)
     device = choose_device(config.engine_args.device)
     check_dtype(config.torch_dtype, device)
+    only_deterministic(config.engine_args.deterministic)
     check_quantization(config.engine_args.quantization, config.torch_dtype, device)
 
     pipe = load_pipeline(

@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -338,6 +339,19 @@ def _quantized(checkpoint: str, quantization: str | None, dtype: Any) -> dict[st
     models = models_of(pipeline_index(checkpoint))
     denoisers = [name for name, model in models if kind_of(model) == "denoiser"]
     return loading_arguments(quantization, denoisers, dtype)
+
+
+def only_deterministic(wanted: bool) -> None:
+    """Keep torch to algorithms that give the same bits each time, or let it choose again.
+
+    An operation that has none such raises torch's own error, which names it.
+    """
+    import torch
+
+    if wanted:  # cuBLAS reads this when it starts (CUDA's documentation on reproducibility)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = False
 
 
 def hush() -> None:

@@ -212,6 +212,18 @@ def test_every_row_can_be_traced_back_to_a_drawn_noise(tmp_path: Path, name: str
         assert fork["of"]["of"] in seeds
 
 
+def test_deterministic_keeps_torch_to_algorithms_that_are(tmp_path: Path) -> None:
+    whole = json.loads((ran(tmp_path / "a") / "config.json").read_text())
+    assert not whole["engine_args"]["deterministic"]
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        folder = ran(tmp_path / "b", engine_args={"deterministic": True})
+        assert torch.are_deterministic_algorithms_enabled()
+        assert json.loads((folder / "config.json").read_text())["engine_args"]["deterministic"]
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_rows_can_be_the_budget(tmp_path: Path) -> None:
     """With guidance an NFE takes two rows: 41 rows pay for 10 images of 2 steps, and no more."""
     call = {"num_inference_steps": 2, "guidance_scale": 4.0, "height": 32, "width": 32}
