@@ -11,6 +11,7 @@ from benchmarks import shapes
 from benchmarks.loop import main
 
 
+@pytest.mark.slow
 def test_the_loop_benchmark_compares_three_loops_that_make_the_same_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

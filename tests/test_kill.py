@@ -171,6 +171,7 @@ def test_a_signal_ends_the_run_after_the_batch_in_flight(
     assert sum(pictures(api).values()) == len(pictures(api))  # nothing was graded twice
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
     with FakeApi(lambda _: Reply(fault="hang"), hangs=60) as api:
         process = Child(tmp_path, "random", api).start()
@@ -184,6 +185,7 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
         assert process.returncode == 143 and time.monotonic() - started < 10
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_a_dead_owners_lock_taken_over(
     tmp_path: Path, api: FakeApi
 ) -> None:
@@ -234,6 +236,7 @@ def test_without_locks_in_the_file_system_a_living_owner_is_known_by_its_number(
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_room_lets_it_end(tmp_path: Path, api: FakeApi) -> None:
     """No file may grow beyond a few thousand bytes, which the rows soon do."""
     whole = Child(tmp_path, "zero-order", api, "whole")

@@ -107,6 +107,7 @@ def test_reading_a_render_finds_its_objects_where_they_are() -> None:
             assert near.radius == pytest.approx(item.radius, abs=0.01)
 
 
+@pytest.mark.slow
 def test_decoded_renders_are_right_by_their_captions() -> None:
     from diffusers import AutoencoderKL
 
