@@ -49,7 +49,7 @@ def config(pipeline: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module", params=PIPELINES)
+@pytest.fixture(scope="module", params=["flux", pytest.param("sd", marks=pytest.mark.slow)])
 def engine(request: pytest.FixtureRequest) -> tuple[str, Engine]:
     asked = parse_config(config(request.param))
     return request.param, load(asked, plan(asked))

@@ -143,7 +143,7 @@ def test_fifty_kills_lose_nothing(method: str, tmp_path: Path, api: FakeApi) -> 
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        (signal.SIGINT, 130),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
         (signal.SIGTERM, 143),
         pytest.param(signal.SIGUSR1, 4, marks=pytest.mark.slow),
     ],

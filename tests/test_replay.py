@@ -23,7 +23,11 @@ def recorded(root: Path, **changes: Any) -> tuple[Path, list[dict[str, Any]]]:
     return folder, [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("method", SEARCHES)
+QUICK = {"random", "zero-order", "ses", "steering", "draft"}  # one of each kind of recipe
+CASES = [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in SEARCHES]
+
+
+@pytest.mark.parametrize("method", CASES)
 def test_the_last_winner_and_loser_of_every_method_come_out_alike(
     method: str, tmp_path: Path
 ) -> None:
