@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 DEMO = output/demo
+# Every test runs on one thread, so a process a core.
+TEST = $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test slow check format schema bench
 
@@ -11,10 +13,10 @@ demo: $(VENV)/ready  ## search for two prompts on the bundled model, then draw t
 	$(RUN) process_results.py --path="$$(ls -d $(DEMO)/shapes-flux/clip/clip_score/*/ | tail -n 1)"
 
 test: $(VENV)/ready  ## the default tests
-	$(RUN) -m pytest -q
+	$(TEST)
 
 slow: $(VENV)/ready  ## the tests that take longer
-	$(RUN) -m pytest -q -m slow
+	$(TEST) -m slow
 
 check: $(VENV)/ready  ## style and types
 	$(RUN) -m ruff check .

@@ -122,8 +122,6 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from experiment.replay import replay
 
     if args.candidate is None:

@@ -21,7 +21,7 @@ from pipelines.loading import load_scheduler, local_folder, local_steps, pipelin
 from pipelines.memory import GB, Needs, needs_of_folder, stored_bytes
 from pipelines.schedule import is_one_step
 from pipelines.start_image import load_picture
-from search.core import Candidates, Rollout, Scored
+from search.core import Candidates, Rollout, Scored, draft_steps
 from search.ledger import Cost, Ledger, nfe_each
 from search.play import play
 from utils import UserError
@@ -295,7 +295,7 @@ class _Nowhere:
         return max(1, min(int((1 - share) * self.steps) + 1, self.steps - 1))
 
     def drafted(self, share: float) -> _Nowhere:
-        return _Nowhere(max(1, round(share * self.steps)))
+        return _Nowhere(draft_steps(self.steps, share))
 
     def exact(self, drafts: Candidates) -> Candidates:
         return drafts

@@ -25,12 +25,11 @@ from experiment.store import RunStore
 from pipelines.batching import spans
 from pipelines.gradient import climbed
 from pipelines.schedule import renoised
-from pipelines.sde import Sde
-from pipelines.space import LatentSpace, noised, stirred, unit_noise
-from search.core import Candidates, Rollout, Scored
+from pipelines.sde import Sde, unit_noise
+from pipelines.space import LatentSpace, neighbours, noised
+from search.core import Candidates, Rollout, Scored, draft_steps
 from search.ledger import Cost, Ledger
 from search.play import play
-from search.resampling import on_shell
 from utils import UserError
 
 FOLDER = "replay"
@@ -173,6 +172,7 @@ class Maker:
         self._sde = Sde(**config.stochastic_args.model_dump()) if noisy else None
         self._levels = self._denoiser.schedule(prompt.text, engine.batch_size)
         self._made: dict[tuple[int, int], Candidates] = {}
+        self._origins: dict[int, Candidates] = {}
         self._recipes: dict[int, Mapping[str, Any]] = {}
         for row in rows:
             self._learn(row["seed"], row["recipe"])
@@ -181,9 +181,8 @@ class Maker:
         """The picture of a finished candidate, or a draft's or a preview's."""
         stretch = self._stretches(row["seed"], row["draft"])
         with self._on_schedule(row):
-            at = self._at(row["seed"], row["step"], row["draft"])
-            clean = self._clean(row, stretch)
-            latents = at.latents if row["step"] == row["steps"] else clean
+            stopped, clean = self._denoised(self._before(row, stretch), row)
+            latents = stopped.latents if row["step"] == row["steps"] else clean
             return self._decoded(latents, row)
 
     def drawn_image(self, row: Mapping[str, Any]) -> Any:
@@ -222,13 +221,13 @@ class Maker:
             self._made[key] = earlier
         return self._made[key]
 
-    def _clean(self, row: Mapping[str, Any], stretches: Sequence[Mapping[str, Any]]) -> Any:
-        """The clean estimate of a row's last step."""
+    def _before(self, row: Mapping[str, Any], stretches: Sequence[Mapping[str, Any]]) -> Candidates:
+        """Where a row's stretch began."""
         before = [r["step"] for r in stretches if r["step"] < row["step"]]
         start = self._origin(row["seed"])
         if before and max(before) > start.step:
             start = self._at(row["seed"], max(before), row["draft"])
-        return self._denoised(start, row)[1]
+        return start
 
     def _denoised(self, start: Candidates, row: Mapping[str, Any]) -> tuple[Candidates, Any]:
         """A stretch taken by a batch of copies, as large as the recorded one."""
@@ -255,7 +254,11 @@ class Maker:
 
     def _origin(self, seed: int) -> Candidates:
         """A candidate as it was made, before anything was denoised."""
-        recipe = self._recipes[seed]
+        if seed not in self._origins:
+            self._origins[seed] = self._made_anew(seed, self._recipes[seed])
+        return self._origins[seed]
+
+    def _made_anew(self, seed: int, recipe: Mapping[str, Any]) -> Candidates:
         make = {
             "draw": self._drawn,
             "perturb": self._perturbed,
@@ -277,10 +280,7 @@ class Maker:
     def _perturbed(self, seed: int, recipe: Mapping[str, Any]) -> Candidates:
         parent = noised(self._parent(recipe))
         noise = unit_noise((seed,), parent.latents)
-        if parent.step == 0:
-            moved = on_shell(parent.latents, noise, recipe["cosine"])
-        else:
-            moved = stirred(parent.latents, noise, self._levels[parent.step], recipe["cosine"])
+        moved = neighbours(parent, noise, recipe["cosine"], lambda: self._levels)
         return Candidates(moved, parent.step, (seed,))
 
     def _renoised(self, seed: int, recipe: Mapping[str, Any]) -> Candidates:
@@ -344,6 +344,7 @@ class _Recorded:
         self._seed = seed
         self._gradient = gradient
         self._next = 0
+        self._scores = {row["id"]: _value(row) for row in rows}
 
     def __call__(self, rollout: Rollout) -> tuple[Scored, Cost]:
         asked = rollout.candidates
@@ -353,13 +354,14 @@ class _Recorded:
         self._next += len(asked)
         if tuple(row["seed"] for row in rows) != asked.seeds:
             raise UserError("The search asks for other candidates than the run recorded.")
-        by_id = {row["id"]: _value(row) for row in self._rows}
         scored = Scored(
             start=asked,
             candidates=replace(asked, step=rollout.until),  # a place is found before they matter
             scores=torch.tensor([_value(row) for row in rows], dtype=torch.float64),
             ids=tuple(row["id"] for row in rows),
-            rival_scores=torch.tensor([by_id[i] for i in rollout.rivals], dtype=torch.float64),
+            rival_scores=torch.tensor(
+                [self._scores[i] for i in rollout.rivals], dtype=torch.float64
+            ),
             gradient=self._gradient(rollout) if rollout.gradient else None,
         )
         each = sum(row["nfe"] for row in rows)
@@ -374,4 +376,4 @@ def _value(row: Mapping[str, Any]) -> float:
 def _inference_steps(config: ExperimentConfig, whole: int) -> int:
     """Inference steps of the drafts, where the search makes any."""
     share = getattr(config.search_args.build(), "share", 1.0)
-    return max(1, round(share * whole))
+    return draft_steps(whole, share)

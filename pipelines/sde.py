@@ -82,7 +82,12 @@ def step_noise(seeds: Sequence[int], step: int, like: Tensor) -> Tensor:
 
     Drawn on the CPU in float32: [n, ...] shaped like `like`'s rows, on its device.
     """
-    keyed = [torch.Generator().manual_seed(seed_of("step", seed, step)) for seed in seeds]
+    return unit_noise([seed_of("step", seed, step) for seed in seeds], like)
+
+
+def unit_noise(seeds: Sequence[int], like: Tensor) -> Tensor:
+    """Standard normal noise shaped like `like`, row i drawn on the CPU in float32 from seed i."""
+    keyed = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     rows = [torch.randn(like.shape[1:], generator=generator) for generator in keyed]
     return torch.stack(rows).to(like.device)
 
@@ -150,5 +155,11 @@ def _stepped_with(noise: float, scheduler: Any, call: inspect.BoundArguments) ->
     arguments = {**call.arguments, **inputs}
     with steady_noise(probe, noise):
         result = probe.step(**arguments)
-    stepped: Tensor = (result if isinstance(result, tuple) else result.to_tuple())[0]
+    stepped: Tensor = values_of(result)[0]
     return stepped.double()
+
+
+def values_of(stepped: Any) -> tuple[Any, ...]:
+    """What a scheduler's step returned, whether it was asked for a tuple or an output object."""
+    values: tuple[Any, ...] = stepped if isinstance(stepped, tuple) else stepped.to_tuple()
+    return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, replace
 from typing import Any
 
@@ -15,8 +15,8 @@ from pipelines.batching import spans
 from pipelines.denoiser import Denoiser
 from pipelines.layout import Layout
 from pipelines.schedule import Level, renoised
-from pipelines.sde import with_noise
-from search.core import Candidates
+from pipelines.sde import unit_noise, with_noise
+from search.core import Candidates, draft_steps
 from search.resampling import on_shell, repeat_each
 from utils import UserError, digest, seed_of
 
@@ -71,10 +71,7 @@ class LatentSpace:
             [{"op": "perturb", "of": s, "at": around.step, "cosine": cosine} for s in centres.seeds]
         )
         noise = unit_noise(seeds, centres.latents)
-        if around.step == 0:
-            moved = on_shell(centres.latents, noise, cosine)
-        else:
-            moved = stirred(centres.latents, noise, self._levels[around.step], cosine)
+        moved = neighbours(centres, noise, cosine, lambda: self._levels)
         return Candidates(moved, around.step, seeds, parents=centres.parents)
 
     def renoise(self, candidates: Candidates, to: int) -> Candidates:
@@ -116,7 +113,7 @@ class LatentSpace:
             return self._denoiser.layout(self._prompt)
 
     def drafted(self, share: float) -> LatentSpace:
-        steps = max(1, round(share * self._denoiser.inference_steps))
+        steps = draft_steps(self._denoiser.inference_steps, share)
         space = copy.copy(self)
         space.__dict__.pop("_levels", None)
         space._origin, space._inference_steps = self, steps
@@ -148,10 +145,21 @@ class LatentSpace:
         return tuple(seeds)
 
 
-def stirred(latents: Tensor, noise: Tensor, level: Level, cosine: float) -> Tensor:
-    """x' = x + noise level * sqrt(2 - 2 cosine) * n: as far from x in the noise's own units as a
-    point of the shell at this cosine lies from its centre."""
-    reach = level.noise * (2 - 2 * cosine) ** 0.5
+def neighbours(
+    centres: Candidates,
+    noise: Tensor,
+    cosine: float,
+    levels: Callable[[], Sequence[Level]],
+) -> Tensor:
+    """A point near each centre, towards its unit noise: at step 0 on its shell.
+
+    Later x' = x + noise level * sqrt(2 - 2 cosine) * n, as far from x in the noise's own units as
+    a point of the shell at this cosine lies from its centre; only then are the levels asked for.
+    """
+    latents = centres.latents
+    if centres.step == 0:
+        return on_shell(latents, noise, cosine)
+    reach = levels()[centres.step].noise * (2 - 2 * cosine) ** 0.5
     return (latents.double() + reach * noise.double()).to(latents.dtype)
 
 
@@ -163,11 +171,3 @@ def noised(candidates: Candidates) -> Candidates:
         candidates.latents, candidates.noise_scale, candidates.seeds, candidates.step
     )
     return replace(candidates, latents=latents, noise_scale=None)
-
-
-def unit_noise(seeds: Sequence[int], like: Tensor) -> Tensor:
-    """Standard normal noise shaped like `like`, row i drawn on the CPU from seed i."""
-    rows = [
-        torch.randn(like.shape[1:], generator=torch.Generator("cpu").manual_seed(s)) for s in seeds
-    ]
-    return torch.stack(rows).to(like.device)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from pipelines.schedule import clean_estimate
-from pipelines.sde import Sde, step_without_noise, with_noise
+from pipelines.sde import Sde, step_without_noise, values_of, with_noise
 from utils import UserError, seed_of
 
 
@@ -143,7 +143,7 @@ class StepWindow:
         if self.stretch.sde is not None and at + 1 < self.total:
             return self._noisy_step(self.stretch.sde, at, call)
         stepped = self.scheduler.step(*call.args, **call.kwargs)
-        values = stepped if isinstance(stepped, tuple) else stepped.to_tuple()
+        values = values_of(stepped)
         after, rows = values[0], self.stretch.rows
         # Beyond the candidates' rows are guidance's copies (DiT). Whole, the state stays the very
         # tensor that the next step is given, so that following it costs nothing.
@@ -161,7 +161,7 @@ class StepWindow:
         """
         sample, model_output = call.arguments["sample"], call.arguments["model_output"]
         stepped, scale = step_without_noise(self.scheduler, call)
-        values = stepped if isinstance(stepped, tuple) else stepped.to_tuple()
+        values = values_of(stepped)
         clean = clean_estimate(values, self.scheduler, at, model_output, sample)
         mean, rows = values[0], self.stretch.rows
         if scale is None:

@@ -8,7 +8,7 @@ from typing import Self, TypeAlias
 
 from torch import Tensor
 
-from search.core import Candidates, Flow, Rollout, Space, finite, step_at
+from search.core import Candidates, Flow, Rollout, Space, finite, lead, step_at
 from search.resampling import Unit, repeat_each
 
 Keep: TypeAlias = Callable[[Tensor, Unit], list[int]]
@@ -38,11 +38,6 @@ def branched(
     both = candidates.select(index[where] for where in itself) + copies
     place = {where: row for row, where in enumerate(itself + forked)}
     return both.select(place[where] for where in range(len(index)))
-
-
-def lead(steps: int, share: float) -> int:
-    """How many of a candidate's steps come before the step that `step_at` gives for this share."""
-    return max(1, min(round(share * steps), steps - 1))
 
 
 @dataclass(frozen=True)

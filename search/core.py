@@ -151,10 +151,20 @@ def joined(parts: Iterable[Candidates]) -> Candidates:
     return functools.reduce(operator.add, parts)
 
 
+def lead(steps: int, share: float) -> int:
+    """How many of a candidate's steps come before this share of them is done: at least one, and
+    not all of several."""
+    return max(1, min(round(share * steps), steps - 1))
+
+
 def step_at(space: Space, share: float) -> int:
     """The step after this share of sampling; between the first and the last, so never an end."""
-    step = space.first + round(share * (space.steps - space.first))
-    return max(space.first + 1, min(step, space.steps - 1))
+    return space.first + lead(space.steps - space.first, share)
+
+
+def draft_steps(steps: int, share: float) -> int:
+    """Steps of a draft's schedule with this share of the steps."""
+    return max(1, round(share * steps))
 
 
 def finite(scores: Tensor) -> Tensor:

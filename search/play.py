@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 
-from search.core import Candidates, Rollout, Scored, Search, Space
+from search.core import Candidates, Flow, Rollout, Scored, Search, Space
 from search.ledger import Cost, Ledger, nfe_each
 
 
@@ -56,24 +56,41 @@ def _once(
     rounds: int | None,
 ) -> Iterator[Answer]:
     """One pass of the search's flow, its rounds numbered from `offset` + 1."""
-    flow = search.flow(space)
+    paid = wishes(search.flow(space), ledger, offset, rounds)
+    rollout = next(paid, None)
+    while rollout is not None:
+        assert rollout.round is not None
+        scored, cost = evaluate(rollout)
+        ledger.charge(replace(cost, nfe=nfe_each(rollout) * len(rollout.candidates)))
+        scored = _with_lineage(scored)
+        yield Answer(rollout, scored, cost, rollout.round)
+        try:
+            rollout = paid.send(scored)
+        except StopIteration:
+            break
+    paid.close()
+
+
+def wishes(
+    flow: Flow, ledger: Ledger, offset: int = 0, rounds: int | None = None
+) -> Generator[Rollout, Scored, None]:
+    """A flow's wishes as they can be paid, with the numbers of their rounds, until it ends.
+
+    Sent an answer for each, which has been charged by then. The last wish is trimmed to what is
+    left, and its answer not passed on.
+    """
     wish = next(flow, None)
     current = offset
     while wish is not None:
         current = current + 1 if wish.round is None else offset + wish.round
-        if rounds is not None and current > rounds:
-            break
-        paid = ledger.trim(wish)
+        paid = None if rounds is not None and current > rounds else ledger.trim(wish)
         if paid is None:
             break
-        paid = replace(paid, round=current)
-        scored, cost = evaluate(paid)
-        ledger.charge(replace(cost, nfe=nfe_each(paid) * len(paid.candidates)))
-        yield Answer(paid, _with_lineage(scored), cost, current)
+        scored = yield replace(paid, round=current)
         if len(paid.candidates) < len(wish.candidates):
             break
         try:
-            wish = flow.send(_with_lineage(scored))
+            wish = flow.send(scored)
         except StopIteration:
             break
     flow.close()

@@ -10,7 +10,8 @@ from diffusers import EulerDiscreteScheduler, IPNDMScheduler
 
 from pipelines.batching import ladder, spans
 from pipelines.denoiser import Denoiser
-from pipelines.space import LatentSpace, unit_noise
+from pipelines.sde import unit_noise
+from pipelines.space import LatentSpace
 from search.core import Candidates
 from tests.families import FAMILIES, PROMPT
 from utils import UserError

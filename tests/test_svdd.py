@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from search.branching import branched, lead
-from search.core import Candidates, Rollout, Scored, step_at
+from search.branching import branched
+from search.core import Candidates, Rollout, Scored, lead, step_at
 from search.methods.svdd import Svdd
 from tests.test_search_methods import Answers
 from tests.toy import ToyEngine, ToySpace

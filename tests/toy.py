@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from search.core import Candidates, Rollout, Scored
+from search.core import Candidates, Rollout, Scored, draft_steps
 from search.ledger import Cost, nfe_each
 from search.resampling import on_shell, repeat_each
 from utils import seed_of
@@ -64,7 +64,7 @@ class ToySpace:
 
     def drafted(self, share: float) -> ToySpace:
         space = copy.copy(self)
-        space.steps = max(1, round(share * self.steps))
+        space.steps = draft_steps(self.steps, share)
         space.sigmas = torch.linspace(1, 0, space.steps + 1, dtype=torch.float64)
         space.origin = self.origin or self
         return space

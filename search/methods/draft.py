@@ -12,8 +12,9 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from search.core import Candidates, Flow, Need, Rollout, Scored, Space, finite, joined
-from search.ledger import Budget, Ledger, nfe_each
+from search.core import Candidates, Flow, Need, Rollout, Scored, Space, draft_steps, finite, joined
+from search.ledger import Budget, Cost, Ledger, nfe_each
+from search.play import wishes
 
 INNER_ROUNDS = 4
 OUTER_KEYS = ("search_method", "search_rounds")  # the rest are the inner search's options
@@ -69,7 +70,7 @@ class Draft:
         Where that is less than two drafts for each, fewer are rendered; with none to choose from
         every image is rendered at once.
         """
-        draft = max(1, round(self.share * steps))
+        draft = draft_steps(steps, self.share)
         keep = max(1, min(self.keep, nfe // (steps + 2 * draft)))
         left = nfe - keep * steps
         return replace(self, keep=keep, explore=left if left >= 2 * draft else 0)
@@ -90,27 +91,18 @@ class Draft:
         limit = self.explore
         search = self.search if limit is None else self.search.sized(cheap.steps, limit)
         rounds = self.inner.get("search_rounds", INNER_ROUNDS if limit is None else None)
-        ledger = Ledger(Budget(nfe=limit))
-        flow, current = search.flow(cheap), 0
-        wish = next(flow, None)
+        ledger, current = Ledger(Budget(nfe=limit)), 0
+        paid = wishes(search.flow(cheap), ledger, rounds=rounds)
+        wish = next(paid, None)
         while wish is not None:
-            number = current + 1 if wish.round is None else wish.round
-            paid = ledger.trim(wish)
-            if paid is None or (rounds is not None and number > rounds):
-                break
-            current = number
-            scored = yield replace(paid, draft=cheap.steps, rejectable=False, round=number)
-            ledger.spent = replace(
-                ledger.spent, nfe=ledger.spent.nfe + nfe_each(paid) * len(paid.candidates)
-            )
+            current = wish.round or current
+            scored = yield replace(wish, draft=cheap.steps, rejectable=False)
+            ledger.charge(Cost(nfe=nfe_each(wish) * len(wish.candidates)))
             drafts.take(scored)
-            if len(paid.candidates) < len(wish.candidates):
-                break
             try:
-                wish = flow.send(scored)
+                wish = paid.send(scored)
             except StopIteration:
                 break
-        flow.close()
         return current
 
 

@@ -23,8 +23,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from search.branching import check_counts, lead
-from search.core import Candidates, Flow, Need, Rollout, Scored, Space, finite, joined
+from search.branching import check_counts
+from search.core import Candidates, Flow, Need, Rollout, Scored, Space, finite, joined, lead
 
 
 @dataclass(frozen=True)

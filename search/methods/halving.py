@@ -17,8 +17,8 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from search.branching import check_counts, lead
-from search.core import Flow, Need, Rollout, Scored, Space
+from search.branching import check_counts
+from search.core import Flow, Need, Rollout, Scored, Space, lead
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,19 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import ClassVar, Literal, Self
 
-from search.branching import branched, check_counts, check_share, lead
-from search.core import Candidates, Flow, Need, Rollout, Scored, Space, finite, joined, step_at
+from search.branching import branched, check_counts, check_share
+from search.core import (
+    Candidates,
+    Flow,
+    Need,
+    Rollout,
+    Scored,
+    Space,
+    finite,
+    joined,
+    lead,
+    step_at,
+)
 
 
 @dataclass(frozen=True)
