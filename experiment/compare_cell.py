@@ -16,7 +16,7 @@ from typing import Any
 
 from experiment.compare_config import metric_labels
 from experiment.config import ExperimentConfig
-from experiment.guests import guest
+from experiment.guests import seated
 from experiment.outcome import TOTALS, Failed, Outcome
 from experiment.plan import Plan
 from experiment.progress import clear
@@ -211,7 +211,7 @@ class _Judging:
         self._store = store
         self._prompt = prompt
         self._class = engine.denoiser.label(prompt.text)
-        judges = [guest(judge, engine.denoiser.residence) for judge in engine.judges.values()]
+        judges = [seated(judge, engine.denoiser) for judge in engine.judges.values()]
         self._verifier, self._judges = labels[0], dict(zip(labels[1:], judges, strict=True))
         self._known: dict[tuple[str, str], float] = {}
 

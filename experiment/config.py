@@ -143,8 +143,11 @@ class EngineArgs(Part):
     deterministic: bool = Field(
         False, description="only algorithms that give the same bits each time; slower on GPUs"
     )
+    prompts_at_once: int | Literal["auto"] = Field(
+        "auto", description="prompts that take turns: one is judged while another is denoised"
+    )
 
-    @field_validator("batch_size")
+    @field_validator("batch_size", "prompts_at_once")
     @classmethod
     def _positive(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:

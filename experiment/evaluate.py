@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from experiment.batches import Answered, Made, Moved, Preview
 from experiment.journal import Journal
 from experiment.memory_errors import free, out_of_memory
+from experiment.overlap import one_behind
 from experiment.prompts import Prompt
 from experiment.stops import Stopped
 from pipelines.batching import ladder, spans
@@ -109,10 +112,6 @@ class Evaluator:
 
     def __call__(self, rollout: Rollout) -> tuple[Scored, Cost]:
         """The scored candidates in the rollout's order, and the cost as measured."""
-        with self._denoiser.drafting(self._space.drafts[rollout.draft]):
-            return self._answer(rollout)
-
-    def _answer(self, rollout: Rollout) -> tuple[Scored, Cost]:
         if rollout.score:
             self._keep(rollout, ())  # the last round closes on the values that its search was sent
         batches = [
@@ -143,10 +142,11 @@ class Evaluator:
             begin += len(start)
         while begin < n:
             try:
-                for start, answered in self._fresh(rollout, begin):
-                    yield start, self._journal.append(rollout, start, answered)
-                    begin += len(start)
-                    self._after(answered.scores)
+                with closing(self._fresh(rollout, begin)) as fresh:
+                    for start, answered in fresh:
+                        yield start, answered
+                        begin += len(start)
+                        self._after(answered.scores)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -155,19 +155,30 @@ class Evaluator:
             if begin < n:  # outside the handler, which holds on to what the failed batch had made
                 self._shrink()
 
-    def _fresh(self, rollout: Rollout, begin: int) -> Iterator[tuple[Candidates, Answered]]:
-        """Make and judge what is left of a wish."""
+    def _fresh(
+        self, rollout: Rollout, begin: int
+    ) -> Generator[tuple[Candidates, Answered], None, None]:
+        """Make, judge and keep what is left of a wish.
+
+        A batch is kept while the next is made; and judged, if another machine does that.
+        """
         made: Iterable[Made] = self._each_made(rollout, begin)
-        turns = rollout.score and self._alone is not None
-        if turns:  # all are made before the verifier moves in
+        if rollout.score and self._alone is not None:  # all are made before the verifier moves in
             made = [self._put_by(rollout, each) for each in made]
-            assert self._alone is not None
             self._alone.leave()
-        for each in made:
-            self._tried = len(each.start)
-            yield each.start, self._judged(rollout, each)
-        if turns:
+        judge, keep = partial(self._judged, rollout), partial(self._kept, rollout)
+        if self._verifier.remote:
+            yield from one_behind(made, lambda each: each, lambda each: keep(judge(each)))
+        else:
+            yield from one_behind(made, judge, keep)
+        if rollout.score and self._alone is not None:
             self._verifier.offload()
+
+    def _kept(
+        self, rollout: Rollout, judged: tuple[Candidates, Answered]
+    ) -> tuple[Candidates, Answered]:
+        start, answered = judged
+        return start, self._journal.append(rollout, start, answered)
 
     def _each_made(self, rollout: Rollout, begin: int) -> Iterator[Made]:
         for size in self._sizes(len(rollout.candidates) - begin):
@@ -205,6 +216,10 @@ class Evaluator:
 
     def _make(self, rollout: Rollout, start: Candidates) -> Made:
         """Denoise a batch, and decode it if it is to be scored."""
+        with self._denoiser.drafting(self._space.drafts[rollout.draft]):
+            return self._made(rollout, start)
+
+    def _made(self, rollout: Rollout, start: Candidates) -> Made:
         started = time.monotonic()
         early, before = self._previewed(rollout, start)
         moved = self._climb(rollout, early) if rollout.gradient else self._denoise(rollout, early)
@@ -213,8 +228,10 @@ class Evaluator:
             decoded = self._decode(moved.clean, start.seeds, self._last(rollout))
         return Made(start, moved, before, decoded, time.monotonic() - started)
 
-    def _judged(self, rollout: Rollout, made: Made) -> Answered:
+    def _judged(self, rollout: Rollout, made: Made) -> tuple[Candidates, Answered]:
         """The batch with its scores, and the pictures worth keeping."""
+        if not self._verifier.remote:
+            self._tried = len(made.start)  # where judging them takes more memory than there is
         started = time.monotonic()
         moved, before = made.moved, made.before
         n = len(made.start)
@@ -232,7 +249,7 @@ class Evaluator:
             verifications=n if rollout.score else 0,
             seconds=made.seconds + time.monotonic() - started,
         )
-        return Answered(moved.candidates, moved.gradient, scores, media, cost)
+        return made.start, Answered(moved.candidates, moved.gradient, scores, media, cost)
 
     def _entered(
         self, rollout: Rollout, start: Candidates, answered: Answered

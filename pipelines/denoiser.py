@@ -10,11 +10,12 @@ import functools
 import hashlib
 import inspect
 import re
+import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -64,14 +65,32 @@ class Decoded:
     again: list[bool]  # decoded a second time, in float32, for the decoder had overflowed
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _in_turn(method: Method) -> Method:
+    """A method of the denoiser that waits for other threads to be done with the pipeline."""
+
+    @functools.wraps(method)
+    def waiting(self: Denoiser, *args: Any, **kwargs: Any) -> Any:
+        with self.turn:
+            return method(self, *args, **kwargs)
+
+    return cast(Method, waiting)
+
+
 class Denoiser:
-    """One loaded pipeline with the arguments of its call."""
+    """One loaded pipeline with the arguments of its call.
+
+    turn: held while the pipeline is in use; threads take turns.
+    """
 
     def __init__(
         self, pipe: Any, call_args: Mapping[str, Any], residence: Residence | None = None
     ) -> None:
         self.pipe = pipe
         self.residence = residence
+        self.turn = threading.RLock()
         self.call_args = dict(call_args)
         self._parameters = inspect.signature(type(pipe).__call__).parameters
         self._rows = 0
@@ -111,14 +130,18 @@ class Denoiser:
 
     @contextmanager
     def drafting(self, inference_steps: int | None) -> Iterator[None]:
-        """Within this block the schedule has so many inference steps; None or 0: its own."""
-        before = self.call_args
-        if inference_steps:
-            self.call_args = {**before, "num_inference_steps": inference_steps}
-        try:
-            yield
-        finally:
-            self.call_args = before
+        """Within this block the schedule has so many inference steps; None or 0: its own.
+
+        It is the caller's turn throughout.
+        """
+        with self.turn:
+            before = self.call_args
+            if inference_steps:
+                self.call_args = {**before, "num_inference_steps": inference_steps}
+            try:
+                yield
+            finally:
+                self.call_args = before
 
     @property
     def inference_steps(self) -> int:
@@ -134,6 +157,7 @@ class Denoiser:
         """Rows through the denoiser so far, guidance included."""
         return self._rows
 
+    @_in_turn
     def draw(self, prompt: str, seeds: Sequence[int]) -> Drawn:
         """The noise plain diffusers would start from with a CPU generator for each seed.
 
@@ -143,6 +167,7 @@ class Denoiser:
         assert seen.state is not None and not seen.taken, "nothing was denoised before the loop"
         return Drawn(seen.state, seen.first)
 
+    @_in_turn
     def denoise(
         self,
         prompt: str,
@@ -188,6 +213,7 @@ class Denoiser:
             self._seen_between_steps = True
         self._seen_between_steps |= seen.taken > 1
 
+    @_in_turn
     def decode(self, prompt: str, latents: Tensor, seeds: Sequence[int], steps: int) -> Decoded:
         """Images, or videos, of clean latents, by the pipeline's own way after its last step."""
         decoded = self._decoded(prompt, latents, seeds, steps)
@@ -201,6 +227,7 @@ class Denoiser:
                 decoded.sound[i], decoded.again[i] = one.sound[0], True
         return decoded
 
+    @_in_turn
     def pixels(self, prompt: str, latents: Tensor, seeds: Sequence[int], steps: int) -> Tensor:
         """Decoded pixels [n, 3, H, W] in [0, 1] with a graph back to the clean latents."""
         output: dict[str, Any] = {}
@@ -219,6 +246,7 @@ class Denoiser:
         flags = output.get("nsfw_content_detected") or [False] * len(seeds)
         return Decoded(list(values[0]), [bool(flag) for flag in flags], sound, [False] * len(seeds))
 
+    @_in_turn
     def layout(self, prompt: str) -> Layout:
         """How the loop's latents at step 0 are a permutation of spatial noise."""
         steps = self.call_args.get("num_inference_steps")
@@ -236,15 +264,18 @@ class Denoiser:
         """
         return self.span(prompt, rows)[1]
 
+    @_in_turn
     def span(self, prompt: str, rows: int = 1) -> tuple[int, int]:
         """The step at which sampling starts (later than 0 for image to image), and all steps."""
         seen = self._to_the_loop(prompt, rows)
         return seen.first, seen.total
 
+    @_in_turn
     def schedule(self, prompt: str, rows: int = 1) -> tuple[Level, ...]:
         """Signal and noise level before each step and after the last (so one more than steps)."""
         return levels(self._to_the_loop(prompt, rows).scheduler)
 
+    @_in_turn
     def rows_each(self, prompt: str) -> int:
         """Rows that one NFE takes, found by taking a step: 2 with classifier-free guidance."""
         drawn = self.draw(prompt, [0])

@@ -71,7 +71,8 @@ class Verifier(Protocol):
     one that does not is shown keyframes. only_video: it takes nothing else.
     preview_noise: the share of noise at which it wants a preview of each finished candidate; None
     for no preview. pooled: its scores' values depend on the other candidates of the prompt, and
-    `pool_values` tells them.
+    `pool_values` tells them. remote: another machine does the work, so that it may be asked while
+    this one is busy, by several threads at once.
     """
 
     metrics: ClassVar[tuple[str, ...]]
@@ -84,6 +85,9 @@ class Verifier(Protocol):
 
     @property
     def pooled(self) -> bool: ...
+
+    @property
+    def remote(self) -> bool: ...
 
     def check(self) -> None:
         """Raise `UserError` for options that cannot work; loads nothing."""
@@ -123,6 +127,10 @@ class BaseVerifier:
 
     @property
     def pooled(self) -> bool:
+        return False
+
+    @property
+    def remote(self) -> bool:
         return False
 
     def check(self) -> None:
@@ -178,6 +186,10 @@ class Chosen:
     @property
     def pooled(self) -> bool:
         return self.verifier.pooled
+
+    @property
+    def remote(self) -> bool:
+        return self.verifier.remote
 
     @property
     def ordinal(self) -> bool:
