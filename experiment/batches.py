@@ -47,8 +47,8 @@ class Made:
 class Answered:
     """A batch as it came out: all that its rows, its pictures and the search are made of.
 
-    media: pictures of finished candidates, None for others. paths: where in the run folder those
-    are that are there already.
+    media: pictures of finished candidates, None for others. batch_size: candidates that were
+    denoised together. paths: where in the run folder those are that are there already.
     """
 
     moved: Candidates
@@ -56,4 +56,17 @@ class Answered:
     scores: Sequence[Score]
     media: Sequence[Any]
     cost: Cost
+    batch_size: int
     paths: Sequence[str | None] = ()
+
+    def part(self, where: range) -> Answered:
+        """What concerns some of the candidates, with their share of the cost."""
+        return Answered(
+            self.moved.select(where),
+            None if self.gradient is None else self.gradient[where.start : where.stop],
+            [self.scores[i] for i in where],
+            [self.media[i] for i in where],
+            self.cost.share(len(where), len(self.scores)),
+            self.batch_size,
+            [self.paths[i] for i in where],
+        )

@@ -78,17 +78,27 @@ class Journal:
             [_score(content) for content in line["scores"]],
             from_tensors(tensors, len(start)),
             Cost(**line["cost"]),
+            len(start),
             line["paths"],
         )
 
-    def append(self, rollout: Rollout, start: Candidates, answered: Answered) -> Answered:
-        """Keep a new answer: pictures first, then latents, then the line that names them all."""
+    def append(
+        self,
+        rollout: Rollout,
+        start: Candidates,
+        answered: Answered,
+        rounds: Sequence[int],
+    ) -> Answered:
+        """Keep a new answer: pictures first, then latents, then the line that names them all.
+
+        rounds: each candidate's.
+        """
         name = f"prompt{self._prompt.index}_{self._written}.safetensors"
         tensors = _tensors(answered.moved, answered.gradient)
         devices = {key: tensor.device.type for key, tensor in tensors.items()}
         paths = [
             self._write_media(rollout, *each)
-            for each in zip(start.seeds, answered.media, strict=True)
+            for each in zip(rounds, start.seeds, answered.media, strict=True)
         ]
         tensors |= to_tensors(answered.media, paths)
         self._store.write_tensors(name, tensors)
@@ -153,12 +163,11 @@ class Journal:
             line["seconds"],
         )
 
-    def _write_media(self, rollout: Rollout, seed: int, media: Any) -> str | None:
+    def _write_media(self, rollout: Rollout, round: int, seed: int, media: Any) -> str | None:
         """A picture whose round cannot be rejected any more goes where it will stay."""
         if media is None or rollout.rejectable:
             return None
-        assert rollout.round is not None
-        return self._store.write_media(self._prompt, rollout.round, seed, media)
+        return self._store.write_media(self._prompt, round, seed, media)
 
     def shrunk(self) -> int | None:
         """The batch size that the search went on with from here, if it had to change it."""

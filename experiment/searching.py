@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -26,9 +27,9 @@ from pipelines.denoiser import Denoiser
 from pipelines.loading import choose_device
 from pipelines.sde import Sde
 from pipelines.space import LatentSpace
-from search.core import Rollout
+from search.core import Rollout, Search
 from search.ledger import Ledger
-from search.play import play
+from search.play import foreseen, play
 from utils import UserError, significant, write_atomically
 from verifiers.base import BaseVerifier, Chosen, Item, Score
 
@@ -224,6 +225,7 @@ class Experiment:
                 keep,
                 values,
                 sde=self.sde if "stochastic" in search.needs else None,
+                coming=self._coming(search, space, ledger),
                 after=self._after,
             )
             try:
@@ -231,6 +233,14 @@ class Experiment:
                     pass
             finally:
                 self.batch_size = min(self.batch_size, evaluator.batch_size)
+
+    def _coming(
+        self, search: Search, space: LatentSpace, ledger: Ledger
+    ) -> Iterator[Rollout] | None:
+        """What the search will ask, where that can be known."""
+        if not search.blind or self._alone or self.config.budget.seconds is not None:
+            return None
+        return foreseen(search, space.twin(), copy.copy(ledger), self.config.rounds)
 
     def _after(self, scores: Sequence[Score]) -> None:
         """A batch has been made, judged and kept: a good place to stop."""
