@@ -136,7 +136,7 @@ class CellRun:
         self._engine = engine
         self._store = RunStore(cell.folder, cell.config.export)
         (cell.folder / SUMMARY).unlink(missing_ok=True)
-        clear(self._store, {index: done.stem for index, done in self.done.items()})
+        clear(self._store, {index: done.stem for index, done in self.done.items()}, {})
         self._store.write_json("config.json", saved(cell.alone, engine.batch_size, engine.vae))
         if not (cell.folder / "manifest.json").exists():
             self._store.write_json("manifest.json", engine.manifest)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -142,32 +141,6 @@ def read_candidates(folder: Path) -> list[CandidateRecord]:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(_damaged_row(path, number)) from error
     return records
-
-
-def mend_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file's lines, with their numbers; none if there is no such file.
-
-    A last line that an interruption cut short is cut off; damage anywhere else is an error.
-    """
-    if not path.exists():
-        return []
-    found: list[tuple[int, dict[str, Any]]] = []
-    lines = path.read_bytes().split(b"\n")
-    whole = sum(len(line) + 1 for line in lines[:-1])
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            content = json.loads(line)
-        except ValueError as error:
-            if number < len(lines) - 1 or lines[-1]:
-                raise UserError(
-                    f"Line {number} of {path} is damaged: restore the file, or start a new run."
-                ) from error
-            whole -= len(line) + 1
-            break
-        found.append((number, content))
-    if whole < path.stat().st_size:
-        os.truncate(path, whole)
-    return found
 
 
 def read_best(folder: Path) -> frozenset[str]:

@@ -11,8 +11,10 @@ from typing import Any
 from experiment.config import ExperimentConfig, parse_config
 from experiment.records import STATE, SUMMARY, read_object
 from experiment.store import runs_of
-from utils import UserError
+from utils import UserError, digest
 
+CONFIG = "config.json"
+CONFIG_HASH = "config_hash"  # of the manifest
 # Where the weights are kept, which no image depends on: what a run that ran out of memory may set.
 FREE = ("use_low_gpu_vram", "batch_size_for_img_gen", "engine_args.offload")
 AUTO = ("engine_args.batch_size", "engine_args.vae")  # chosen as the run began
@@ -35,17 +37,30 @@ def run_to_resume(config: ExperimentConfig, output_dir: str, resume: str) -> Pat
     if changes := _changes(folder, config):
         raise UserError(
             f"{folder} is a run of another config: {'; '.join(changes)}. Start a new run, or take"
-            f" its own config ({folder / 'config.json'})."
+            f" its own config ({folder / CONFIG})."
         )
     return folder
 
 
 def config_of_run(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
-    """The run's own config; only where weights are kept is as asked for now."""
-    whole = read_object(folder / "config.json")
-    whole["use_low_gpu_vram"] = config.use_low_gpu_vram
-    whole["engine_args"]["offload"] = config.engine_args.offload
-    return parse_config(whole)
+    """The run's own config; only where weights are kept is as asked for now.
+
+    Refuses one that has been changed since the run began.
+    """
+    whole = read_object(folder / CONFIG)
+    before = _manifest(folder).get(CONFIG_HASH)
+    if before not in (None, config_hash(folder)):
+        raise UserError(f"{folder / CONFIG} has been changed: restore it, or start a new run.")
+    own = parse_config(whole)
+    engine = own.engine_args.model_copy(update={"offload": config.engine_args.offload})
+    return own.model_copy(
+        update={"use_low_gpu_vram": config.use_low_gpu_vram, "engine_args": engine}
+    )
+
+
+def config_hash(folder: Path) -> str:
+    """Of what the run's config says."""
+    return digest(json.dumps(read_object(folder / CONFIG), sort_keys=True))
 
 
 def finished(folder: Path) -> bool:
@@ -58,10 +73,9 @@ def finished(folder: Path) -> bool:
 def check_world(folder: Path, now: Mapping[str, Any]) -> list[str]:
     """What differs from when the run began and may show in the last bits of its images; refuses
     other weights, questions or prompts."""
-    path = folder / "manifest.json"
-    if not path.exists():
+    before = _manifest(folder)
+    if not before:
         return []
-    before = read_object(path)
     plain = json.loads(json.dumps(now))
     for key in SAME:
         if before.get(key) != plain.get(key):
@@ -72,8 +86,14 @@ def check_world(folder: Path, now: Mapping[str, Any]) -> list[str]:
     return [key for key in LIKE if before.get(key) != plain.get(key)]
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What was noted as the run began; empty if it was not yet."""
+    path = folder / "manifest.json"
+    return read_object(path) if path.exists() else {}
+
+
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
+    return (folder / CONFIG).is_file()
 
 
 def _unfinished(folder: Path) -> bool:
@@ -89,7 +109,7 @@ def _age(folder: Path) -> tuple[str, int]:
 
 def _changes(folder: Path, config: ExperimentConfig) -> list[str]:
     """Every key that was one thing and is another now."""
-    before = dict(_flat(read_object(folder / "config.json")))
+    before = dict(_flat(read_object(folder / CONFIG)))
     now = dict(_flat(json.loads(json.dumps(config.resolved()))))
     if config.batch_size != "auto":
         now["engine_args.batch_size"] = config.batch_size

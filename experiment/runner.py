@@ -18,7 +18,14 @@ from experiment.manifest import manifest
 from experiment.plan import Plan, images_at_once, make_plan, refuse_cuts
 from experiment.progress import remove_state
 from experiment.prompts import Prompt, load_prompts
-from experiment.resume import check_world, config_of_run, finished, run_to_resume
+from experiment.resume import (
+    CONFIG_HASH,
+    check_world,
+    config_hash,
+    config_of_run,
+    finished,
+    run_to_resume,
+)
 from experiment.searching import Experiment
 from experiment.stops import Stopped
 from experiment.store import RunStore, refuse_unwritable
@@ -72,7 +79,7 @@ def run(config: ExperimentConfig, output_dir: str, resume: str | None = None) ->
     store = RunStore.create(output_dir, config)
     with locked(store.folder):
         store.write_json("config.json", saved(config, engine.batch_size, engine.vae))
-        store.write_json("manifest.json", _world(engine, planned))
+        store.write_json("manifest.json", _world(engine, planned, store.folder))
         print(f"Results go to {store.folder}", flush=True)
         return _ran(config, planned, engine, store)
 
@@ -89,7 +96,7 @@ def _gone_on(config: ExperimentConfig, folder: Path) -> Ran:
             return Ran(folder)
         planned = plan(config)
         engine = load(config, planned)
-        world = _world(engine, planned)
+        world = _world(engine, planned, folder)
         if other := check_world(folder, world):
             print(f"Other {', '.join(other)} than before: images may differ in their last bits.")
         if not (folder / "manifest.json").exists():
@@ -117,10 +124,14 @@ def _ran(config: ExperimentConfig, planned: Plan, engine: Engine, store: RunStor
     return Ran(store.folder, experiment.failed)
 
 
-def _world(engine: Engine, planned: Plan) -> dict[str, Any]:
-    """The manifest: all that images may depend on beside the config."""
+def _world(engine: Engine, planned: Plan, folder: Path) -> dict[str, Any]:
+    """The manifest: all that images may depend on beside the config, and a digest of that."""
     texts = json.dumps([prompt.text for prompt in planned.prompts])
-    return {**engine.manifest, "prompts_hash": digest(texts)}
+    return {
+        **engine.manifest,
+        "prompts_hash": digest(texts),
+        CONFIG_HASH: config_hash(folder),
+    }
 
 
 @dataclass(frozen=True)

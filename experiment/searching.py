@@ -73,7 +73,8 @@ class Experiment:
         self.batch_size = progress.batch_size
         self._tell_chosen(progress)
         left = [prompt for prompt in prompts if prompt.index not in progress.summaries]
-        retried = any(prompt.index < max(progress.summaries, default=0) for prompt in left)
+        last = max(progress.summaries, default=0)
+        retried = any(prompt.index < last for prompt in left)
         failed: dict[int, dict[str, Any]] = {}
         for prompt in tqdm(left, desc="prompts", disable=None, position=0):
             outcome, reason = self._tried(prompt)
@@ -85,7 +86,7 @@ class Experiment:
             sys.stdout.flush()  # a log file is read while the run goes on
             self._refuse_hopeless(reason)
         if retried:  # in the order of the prompts, as if none had failed
-            self.store.keep_rows({prompt.index for prompt in prompts})
+            self.store.keep_rows({p.index: progress.rows.get(p.index) for p in prompts})
         self._end({**progress.summaries, **failed})
 
     def _end(self, summaries: Mapping[int, dict[str, Any]]) -> None:
@@ -101,7 +102,7 @@ class Experiment:
         best = outcome.book.best
         if best is not None and any(map(listens, self._asked)):
             progress.keep_chosen(outcome.prompt.index, outcome.book.media(best))
-        progress.add(outcome.summary(), self.batch_size)
+        progress.add(outcome.prompt, outcome.summary(), self.batch_size)
         outcome.journal.remove()
 
     @property
@@ -112,7 +113,7 @@ class Experiment:
         """Tell verifiers that judge whole sets what earlier sittings came to."""
         texts = {prompt.index: prompt.text for prompt in self.planned.prompts}
         listening = [judge for judge in self._asked if listens(judge)]
-        for index in progress.summaries if listening else ():
+        for index in sorted(progress.summaries) if listening else ():
             media = progress.chosen(index)
             for judge in listening if media is not None else ():
                 label = self.denoiser.label(texts[index])
