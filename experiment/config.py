@@ -352,10 +352,13 @@ def read_json(path: str) -> Any:
         return json.loads(found.read_text(encoding="utf-8"), object_pairs_hook=_no_twins)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+            f"{path} is not valid JSON: {error.msg.removesuffix(' at')} at line {error.lineno},"
+            f" column {error.colno}."
         ) from error
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply: flatten it.") from error
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

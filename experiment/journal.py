@@ -23,6 +23,7 @@ from experiment.batches import Answered, Made, Moved, Preview
 from experiment.lines import LineFile
 from experiment.pictures import from_tensors, to_tensors
 from experiment.prompts import Prompt
+from experiment.rows import as_sum
 from experiment.store import RunStore
 from pipelines.denoiser import Decoded
 from search.core import Candidates, Rollout
@@ -80,7 +81,7 @@ class Journal:
         sums = line.get("sums", {})  # earlier versions kept none
         for path in line["paths"]:
             if path is not None:
-                self._store.check_media(path, sums.get(path), REMEDY)
+                self._store.check_media(path, as_sum(sums.get(path)), REMEDY)
         placed = _placed(tensors, line, start)
         return Answered(
             _moved(rollout, start, placed),
@@ -93,7 +94,7 @@ class Journal:
 
     def _read_tensors(self, line: Mapping[str, Any]) -> dict[str, Tensor]:
         name = line["tensors"]
-        return self._store.read_tensors(name, line.get("sums", {}).get(name), REMEDY)
+        return self._store.read_tensors(name, as_sum(line.get("sums", {}).get(name)), REMEDY)
 
     def append(self, rollout: Rollout, start: Candidates, answered: Answered) -> Answered:
         """Keep a new answer: pictures first, then latents, then the line that names them all."""

@@ -1,8 +1,8 @@
 """Files of JSON lines that are only ever appended to, and that tell what has become of them.
 
 Each line carries a checksum of itself, and in a chained file of all lines before it, so that a
-changed, lost, doubled or misplaced line is found. Files of earlier versions, whose first line has
-no checksum, are read and gone on with as they are.
+changed, lost, doubled or misplaced line is found. Files of earlier versions, in which no line has
+one, are read and gone on with as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from utils import UserError, write_atomically
 
 _SEAL = re.compile(rb', "crc32": "([0-9a-f]{8})"\}$')
+FORMAT = "format"  # a key of lines that have a checksum
 MISFITS = (KeyError, IndexError, TypeError, ValueError, AttributeError)  # of what does not fit
 
 
@@ -43,7 +44,7 @@ class LineFile:
         found: list[tuple[int, dict[str, Any]]] = []
         data = self.path.read_bytes()
         *lines, rest = data.split(b"\n")
-        self._sealed = not lines or _SEAL.search(lines[0]) is not None
+        self._sealed = not lines or any(map(_SEAL.search, lines))
         whole = 0
         for number, line in enumerate(lines, 1):
             content = self._opened(line)
@@ -81,9 +82,9 @@ class LineFile:
             raise UserError(self.damaged(number)) from error
 
     def _closed(self, content: Mapping[str, Any]) -> bytes:
-        body = json.dumps(content).encode()
         if not self._sealed:
-            return body + b"\n"
+            return json.dumps(content).encode() + b"\n"
+        body = json.dumps({FORMAT: 2, **content}).encode()
         crc = self._next(body)
         return body[:-1] + b', "crc32": "%08x"}\n' % crc
 
@@ -102,7 +103,9 @@ class LineFile:
             content = json.loads(line)
         except (ValueError, RecursionError):
             return None
-        return content if isinstance(content, dict) else None
+        if not isinstance(content, dict) or (not self._sealed and FORMAT in content):
+            return None  # or a line that has lost its checksum
+        return content
 
     def _next(self, body: bytes) -> int:
         self._crc = zlib.crc32(body, self._crc if self._chained else 0)

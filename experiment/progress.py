@@ -11,7 +11,7 @@ from experiment.journal import pictures_named, remove_journals
 from experiment.lines import LineFile
 from experiment.pictures import from_tensors, to_tensors
 from experiment.prompts import Prompt
-from experiment.rows import Sum
+from experiment.rows import Sum, as_sum
 from experiment.store import RunStore
 from utils import UserError
 
@@ -59,10 +59,11 @@ class Progress:
                 f"{self._store.folder} holds results of other prompts: restore those that the run"
                 " began with, or start a new run."
             )
+        sums = {name: as_sum(value) for name, value in line.get("files", {}).items()}
+        self._files |= {name: known for name, known in sums.items() if known is not None}
+        self.rows[index] = as_sum(line.get("rows"))
+        self.batch_size = int(line["batch_size"])
         self.summaries[index] = summary
-        self.batch_size = line["batch_size"]
-        self._files |= line.get("files", {})  # earlier versions kept no sums
-        self.rows[index] = line.get("rows")
 
     def _refuse_changed(self) -> None:
         """Refuse prompts that are done, if their files are not as they were written.

@@ -127,12 +127,12 @@ def read_candidates(folder: Path) -> list[CandidateRecord]:
     if not path.exists():
         return []
     # Not splitlines(): a prompt may hold U+2028, which ends a line of text but not a row.
-    lines = [line for line in enumerate(path.read_bytes().split(b"\n"), 1) if line[1].strip()]
+    lines = [line for line in enumerate(_read(path).split(b"\n"), 1) if line[1].strip()]
     records = []
     for number, line in lines:
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == lines[-1][0]:
                 break
             raise UserError(_damaged_row(path, number)) from error
@@ -206,12 +206,19 @@ def _damaged_row(path: Path, number: int) -> str:
 
 def read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
+        content = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): mend it, or move it away.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a JSON object: mend it, or move it away.")
     return content
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): mend that.") from error
 
 
 def _number(value: object) -> float:

@@ -65,9 +65,13 @@ def config_hash(folder: Path) -> str:
 
 def finished(folder: Path) -> bool:
     """Whether all prompts are done; a prompt that failed is not."""
-    if not (folder / SUMMARY).exists():
+    path = folder / SUMMARY
+    if not path.exists():
         return False
-    return not any("failed" in prompt for prompt in read_object(folder / SUMMARY)["prompts"])
+    try:
+        return not any("failed" in prompt for prompt in read_object(path)["prompts"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a run's summary: mend it, or move it away.") from error
 
 
 def check_world(folder: Path, now: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from utils import UserError
 
@@ -21,6 +22,14 @@ def sum_of(data: bytes, before: Sum = (0, 0)) -> Sum:
     return size + len(data), zlib.crc32(data, crc)
 
 
+def as_sum(value: Any) -> Sum | None:
+    """A sum as JSON holds it; None where an earlier version kept none."""
+    if value is None:
+        return None
+    size, crc = value
+    return int(size), int(crc)
+
+
 def kept_rows(path: Path, done: Mapping[int, Sum | None]) -> bytes:
     """The rows of these prompts, in the order of the prompts and otherwise as they stand.
 
@@ -28,7 +37,7 @@ def kept_rows(path: Path, done: Mapping[int, Sum | None]) -> bytes:
     short belongs to a prompt that is not done; damage in rows that are kept is an error.
     """
     rows: dict[int, list[tuple[int, bytes]]] = {index: [] for index in sorted(done)}
-    *lines, _ = path.read_bytes().split(b"\n")
+    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for number, line in enumerate(lines, 1):
         match = _PROMPT.search(line)
         if match is None and number < len(lines):
@@ -43,7 +52,7 @@ def kept_rows(path: Path, done: Mapping[int, Sum | None]) -> bytes:
 def _refuse_changed(
     path: Path, index: int, rows: Sequence[tuple[int, bytes]], expected: Sum | None
 ) -> None:
-    if expected is not None and sum_of(b"".join(line for _, line in rows)) == tuple(expected):
+    if expected is not None and sum_of(b"".join(line for _, line in rows)) == expected:
         return
     for number, line in rows:
         if not _is_row(line):

@@ -72,7 +72,13 @@ def run(config: ExperimentConfig, output_dir: str, resume: str | None = None) ->
     """
     folder = None if resume is None else run_to_resume(config, output_dir, resume)
     if folder is not None:
-        return _gone_on(config, folder)
+        try:
+            return _gone_on(config, folder)
+        except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            raise UserError(
+                f"{error.filename} cannot be used ({error.strerror}): mend that, or start a new"
+                " run."
+            ) from error
     planned = plan(config)
     refuse_unwritable(output_dir)
     engine = load(config, planned)

@@ -101,6 +101,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     """A JSON object; None where there is none."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

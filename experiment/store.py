@@ -103,8 +103,9 @@ class RunStore:
         interruption cut short is dropped; damage elsewhere is an error.
         """
         path = self.folder / CANDIDATES
+        rows = kept_rows(path, done)
         if path.exists():
-            write_atomically(path, kept_rows(path, done))
+            write_atomically(path, rows)
 
     def written(self, prompt: Prompt) -> tuple[dict[str, Sum], Sum]:
         """What was written of a prompt that is done: its files by name, and its rows; each with
@@ -119,7 +120,7 @@ class RunStore:
             data = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path} cannot be read: restore it, or {remedy}.") from error
-        if expected is not None and sum_of(data) != tuple(expected):
+        if expected is not None and sum_of(data) != expected:
             raise UserError(f"{path} has been changed: restore it, or {remedy}.")
         return data
 
