@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -128,19 +130,46 @@ def read_candidates(folder: Path) -> list[CandidateRecord]:
         return []
     # Not splitlines(): a prompt may hold U+2028, which ends a line of text but not a row.
     lines = [line for line in enumerate(_read(path).split(b"\n"), 1) if line[1].strip()]
-    records = []
-    for number, line in lines:
+    with _no_collection():
+        return list(_rows_of(path, lines))
+
+
+def _rows_of(path: Path, lines: Sequence[tuple[int, bytes]]) -> Iterator[CandidateRecord]:
+    for number, row in _parsed(path, lines):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            if number == lines[-1][0]:
-                break
-            raise UserError(_damaged_row(path, number)) from error
-        try:
-            records.append(_candidate(row))
+            yield _candidate(row)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(_damaged_row(path, number)) from error
-    return records
+
+
+def _parsed(path: Path, lines: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, Any]]:
+    """The JSON of each line: of all at once, which takes half the time, unless one is damaged."""
+    try:
+        rows = json.loads(b"[" + b",".join(line for _, line in lines) + b"]")
+    except (ValueError, RecursionError):
+        rows = []
+    if len(rows) == len(lines):
+        yield from ((number, row) for (number, _), row in zip(lines, rows, strict=True))
+        return
+    for number, line in lines:
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if number == lines[-1][0]:
+                return
+            raise UserError(_damaged_row(path, number)) from error
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without it the collector looks again and again at rows that all stay: half the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def read_best(folder: Path) -> frozenset[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.config import ExperimentConfig, parse_config
-from experiment.records import STATE, SUMMARY, read_object
+from experiment.records import SUMMARY, read_object
 from experiment.store import runs_of
 from utils import UserError, digest
 
@@ -23,14 +23,14 @@ LIKE = ("device", "packages", "threads", "git_revision")
 
 
 def run_to_resume(config: ExperimentConfig, output_dir: str, resume: str) -> Path | None:
-    """The run folder that was asked for; for "auto" the newest unfinished of this config, if any.
+    """The run folder that was asked for; for "auto" the newest of this config, if any.
 
     Refuses a folder that holds no run, and a run of another config.
     """
     if resume == "auto":
         runs = runs_of(output_dir, config)
         folders = sorted(runs.iterdir(), key=_age, reverse=True) if runs.is_dir() else []
-        return next((f for f in folders if _unfinished(f) and not _changes(f, config)), None)
+        return next((f for f in folders if _is_run(f) and not _changes(f, config)), None)
     folder = Path(resume)
     if not _is_run(folder):
         raise UserError(f"There is no run in '{resume}': give the folder of one, or 'auto'.")
@@ -98,10 +98,6 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
-
-
-def _unfinished(folder: Path) -> bool:
-    return _is_run(folder) and (not (folder / SUMMARY).exists() or (folder / STATE).exists())
 
 
 def _age(folder: Path) -> tuple[str, int]:

@@ -30,14 +30,14 @@ def as_sum(value: Any) -> Sum | None:
     return int(size), int(crc)
 
 
-def kept_rows(path: Path, done: Mapping[int, Sum | None]) -> bytes:
-    """The rows of these prompts, in the order of the prompts and otherwise as they stand.
+def kept_rows(path: Path, data: bytes, done: Mapping[int, Sum | None]) -> bytes:
+    """Of a file's rows those of these prompts: in the prompts' order, otherwise as they stand.
 
     done: by index, the sum of a prompt's rows; None where it is not known. A last row that was cut
     short belongs to a prompt that is not done; damage in rows that are kept is an error.
     """
     rows: dict[int, list[tuple[int, bytes]]] = {index: [] for index in sorted(done)}
-    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    *lines, _ = data.split(b"\n")
     for number, line in enumerate(lines, 1):
         match = _PROMPT.search(line)
         if match is None and number < len(lines):

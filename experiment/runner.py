@@ -68,7 +68,8 @@ class Ran:
 def run(config: ExperimentConfig, output_dir: str, resume: str | None = None) -> Ran:
     """Run the whole experiment, or go on with one.
 
-    resume: the folder of a run, or "auto": the newest unfinished one of this config, or a new one.
+    resume: the folder of a run, or "auto": the newest one of this config, or a new one where there
+    is none. A run that is finished is left as it is.
     """
     folder = None if resume is None else run_to_resume(config, output_dir, resume)
     if folder is not None:
@@ -98,7 +99,11 @@ def _gone_on(config: ExperimentConfig, folder: Path) -> Ran:
         store = RunStore(folder, config.export)
         if finished(folder):
             remove_state(store)
-            print(f"{folder} is finished: there is nothing to resume.", flush=True)
+            print(
+                f"{folder} is finished: there is nothing to resume. Leave out --resume for a new"
+                " run.",
+                flush=True,
+            )
             return Ran(folder)
         planned = plan(config)
         engine = load(config, planned)

@@ -103,8 +103,12 @@ class RunStore:
         interruption cut short is dropped; damage elsewhere is an error.
         """
         path = self.folder / CANDIDATES
-        rows = kept_rows(path, done)
-        if path.exists():
+        before = path.read_bytes() if path.exists() else b""
+        rows = kept_rows(path, before, done)
+        if before.startswith(rows):
+            if len(rows) < len(before):
+                os.truncate(path, len(rows))
+        else:
             write_atomically(path, rows)
 
     def written(self, prompt: Prompt) -> tuple[dict[str, Sum], Sum]:

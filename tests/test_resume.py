@@ -195,6 +195,10 @@ def test_auto_goes_on_with_the_newest_unfinished_run_of_the_config(
     assert main(["--resume", str(older)]) == 0
     assert "nothing to resume" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in older.iterdir()} == before
+    # The newest run of the config is finished, and "auto" begins no other.
+    runs = in_process(tmp_path, "--resume", "auto")
+    assert runs == in_process(tmp_path, "--resume", "auto") and runs[0] == 0
+    assert "is finished" in capsys.readouterr().out
 
 
 def test_a_run_of_another_config_is_refused_key_by_key(
