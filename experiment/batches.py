@@ -34,13 +34,17 @@ class Moved:
 
 @dataclass(frozen=True)
 class Made:
-    """A batch moved, and decoded where it is to be scored; not judged yet."""
+    """A batch moved, and decoded where it is to be scored; not judged yet.
+
+    singly: whether pictures are decoded one by one from here on.
+    """
 
     start: Candidates
     moved: Moved
     before: Preview
     decoded: tuple[Decoded, list[bool]] | None
     seconds: float
+    singly: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Answered:
     """A batch as it came out: all that its rows, its pictures and the search are made of.
 
     media: pictures of finished candidates, None for others. paths: where in the run folder those
-    are that are there already.
+    are that are there already. singly: whether pictures are decoded one by one from here on.
     """
 
     moved: Candidates
@@ -57,3 +61,4 @@ class Answered:
     media: Sequence[Any]
     cost: Cost
     paths: Sequence[str | None] = ()
+    singly: bool = False

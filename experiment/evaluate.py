@@ -14,12 +14,12 @@ from torch import Tensor
 
 from experiment.batches import Answered, Made, Moved, Preview
 from experiment.journal import Journal
-from experiment.memory_errors import free, out_of_memory
 from experiment.prompts import Prompt
 from experiment.stops import Stopped
 from pipelines.batching import ladder, spans
 from pipelines.denoiser import Decoded, Denoised, Denoiser
 from pipelines.gradient import climbed
+from pipelines.memory_errors import free, out_of_memory
 from pipelines.placement import Residence
 from pipelines.sde import Sde
 from pipelines.space import LatentSpace, noised
@@ -139,6 +139,7 @@ class Evaluator:
             known = self._journal.recall(rollout, start)
             if known is None:
                 break
+            self._denoiser.singly |= known.singly
             yield start, known
             begin += len(start)
         while begin < n:
@@ -173,7 +174,9 @@ class Evaluator:
         for size in self._sizes(len(rollout.candidates) - begin):
             self._tried = size
             start = rollout.candidates.select(range(begin, begin + size))
-            yield self._journal.made(rollout, start) or self._make(rollout, start)
+            made = self._journal.made(rollout, start) or self._make(rollout, start)
+            self._denoiser.singly |= made.singly
+            yield made
             begin += size
 
     def _put_by(self, rollout: Rollout, made: Made) -> Made:
@@ -211,7 +214,8 @@ class Evaluator:
         decoded = None
         if rollout.score:
             decoded = self._decode(moved.clean, start.seeds, self._last(rollout))
-        return Made(start, moved, before, decoded, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return Made(start, moved, before, decoded, seconds, self._denoiser.singly)
 
     def _judged(self, rollout: Rollout, made: Made) -> Answered:
         """The batch with its scores, and the pictures worth keeping."""
@@ -232,7 +236,9 @@ class Evaluator:
             verifications=n if rollout.score else 0,
             seconds=made.seconds + time.monotonic() - started,
         )
-        return Answered(moved.candidates, moved.gradient, scores, media, cost)
+        return Answered(
+            moved.candidates, moved.gradient, scores, media, cost, singly=self._denoiser.singly
+        )
 
     def _entered(
         self, rollout: Rollout, start: Candidates, answered: Answered

@@ -90,6 +90,7 @@ class Journal:
             from_tensors(tensors, len(start)),
             Cost(**line["cost"]),
             line["paths"],
+            line.get("singly", False),
         )
 
     def _read_tensors(self, line: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -117,6 +118,7 @@ class Journal:
                 "tensors": name,
                 "devices": devices,
                 "paths": paths,
+                "singly": answered.singly,
                 "sums": sums,
                 "elapsed": self.clock(),
             }
@@ -143,6 +145,7 @@ class Journal:
             "rows": [made.moved.rows, made.before.rows],
             "flags": [finite, decoded.filtered, decoded.sound, decoded.again],
             "seconds": made.seconds,
+            "singly": made.singly,
         }
         tensors |= to_tensors(decoded.media)
         tensors |= {f"before.{k}": v for k, v in to_tensors(made.before.media).items()}
@@ -168,6 +171,7 @@ class Journal:
             Preview(previews, before_rows),
             (Decoded(from_tensors(tensors, len(start)), *flags), finite),
             line["seconds"],
+            line.get("singly", False),
         )
 
     def _write_media(self, rollout: Rollout, seed: int, media: Any) -> str | None:

@@ -22,7 +22,8 @@ REMEDY = f"delete its prompt's line of state/{DONE} to search for that prompt an
 class Progress:
     """The prompts that are done, in a folder that is cleared of what the others left behind.
 
-    batch_size: the run's, which it may have had to lower on the way. summaries: by prompt.
+    batch_size: the run's, which it may have had to lower on the way. singly: whether it has come
+    to decode pictures one by one. summaries: by prompt.
     """
 
     def __init__(self, store: RunStore, prompts: Sequence[Prompt], batch_size: int) -> None:
@@ -31,6 +32,7 @@ class Progress:
             store.state / DONE, "delete that line to search for its prompt anew", chained=False
         )
         self.batch_size = batch_size
+        self.singly = False
         self.summaries: dict[int, dict[str, Any]] = {}
         self.rows: dict[int, Sum | None] = {}  # sums of the prompts' rows, where they are known
         self._files: dict[str, Sum] = {}
@@ -41,11 +43,19 @@ class Progress:
         self._refuse_changed()
         clear(store, {p.index: p.stem for p in prompts if p.index in self.rows}, self.rows)
 
-    def add(self, prompt: Prompt, summary: dict[str, Any], batch_size: int) -> None:
+    def add(
+        self, prompt: Prompt, summary: dict[str, Any], batch_size: int, singly: bool = False
+    ) -> None:
         """A prompt is done; what its search needs to go on may be removed."""
         files, rows = self._store.written(prompt)
         self._lines.append(
-            {"summary": summary, "batch_size": batch_size, "files": files, "rows": rows}
+            {
+                "summary": summary,
+                "batch_size": batch_size,
+                "singly": singly,
+                "files": files,
+                "rows": rows,
+            }
         )
         self.summaries[prompt.index] = summary
         self.rows[prompt.index] = rows
@@ -63,6 +73,7 @@ class Progress:
         self._files |= {name: known for name, known in sums.items() if known is not None}
         self.rows[index] = as_sum(line.get("rows"))
         self.batch_size = int(line["batch_size"])
+        self.singly |= bool(line.get("singly"))
         self.summaries[index] = summary
 
     def _refuse_changed(self) -> None:

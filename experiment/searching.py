@@ -71,6 +71,7 @@ class Experiment:
         prompts = self.planned.prompts
         progress = Progress(self.store, prompts, self.batch_size)
         self.batch_size = progress.batch_size
+        self.denoiser.singly = progress.singly
         self._tell_chosen(progress)
         left = [prompt for prompt in prompts if prompt.index not in progress.summaries]
         last = max(progress.summaries, default=0)
@@ -102,7 +103,7 @@ class Experiment:
         best = outcome.book.best
         if best is not None and any(map(listens, self._asked)):
             progress.keep_chosen(outcome.prompt.index, outcome.book.media(best))
-        progress.add(outcome.prompt, outcome.summary(), self.batch_size)
+        progress.add(outcome.prompt, outcome.summary(), self.batch_size, self.denoiser.singly)
         outcome.journal.remove()
 
     @property
