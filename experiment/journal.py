@@ -198,6 +198,7 @@ class Journal:
         return self._judged.get((id, judge))
 
     def note_judged(self, id: int, judge: str, score: Score) -> None:
+        self._judged[id, judge] = score
         self._append({"kind": "judged", "id": id, "judge": judge, "score": _recorded(score)})
 
     def drop_unanswered(self) -> None:

@@ -120,16 +120,17 @@ def read_rounds(folder: Path) -> list[RoundRecord]:
     return [_round(file) for file in result_files(folder, ".json")]
 
 
-def read_candidates(folder: Path) -> list[CandidateRecord]:
+def read_candidates(folder: Path, since: int = 0) -> list[CandidateRecord]:
     """The rows of `candidates.jsonl` in the order they were written; none if there is no such file.
 
+    since: the byte at which the first row of interest begins.
     A last line that an interruption cut short is left out; damage anywhere else is an error.
     """
     path = folder / CANDIDATES
     if not path.exists():
         return []
     # Not splitlines(): a prompt may hold U+2028, which ends a line of text but not a row.
-    lines = [line for line in enumerate(_read(path).split(b"\n"), 1) if line[1].strip()]
+    lines = [line for line in enumerate(_read(path)[since:].split(b"\n"), 1) if line[1].strip()]
     with _no_collection():
         return list(_rows_of(path, lines))
 

@@ -96,6 +96,12 @@ class RunStore:
         for index in {row["prompt_index"] for row in rows}:
             self._rows[index] = sum_of(data, self._rows.get(index, (0, 0)))
 
+    @property
+    def rows_size(self) -> int:
+        """Bytes of `candidates.jsonl`."""
+        path = self.folder / CANDIDATES
+        return path.stat().st_size if path.exists() else 0
+
     def keep_rows(self, done: Mapping[int, Sum | None]) -> None:
         """Drop the rows of prompts that are not done; order those left as the prompts are.
 
