@@ -47,7 +47,7 @@ def parser() -> Flags:
     add("--set", action="append", default=[], metavar="KEY.KEY=VALUE", help="override a config key")
     add("--seed", type=int, help="the run's seed (default 0)")
     add("--output_dir", default="output", help="root of the output tree (default: output)")
-    add("--resume", metavar="RUN|auto", help="go on with this run folder, or the newest unfinished")
+    add("--resume", metavar="RUN|auto", help="go on with this run folder, or the newest run")
     add("--dry_run", action="store_true", help="check everything and print the plan; load nothing")
     add(
         "--probe",

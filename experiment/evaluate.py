@@ -147,6 +147,7 @@ class Evaluator:
             known = self._journal.recall(rollout, batch.start)
             if known is None:
                 break
+            self._denoiser.singly |= known.singly
             yield self._ahead.take(batch, known)
             begin += batch.counts[0]
         while begin < n:
@@ -199,10 +200,9 @@ class Evaluator:
         while begin < len(rollout.candidates):
             batch = self._batch(rollout, begin)
             self._tried = len(batch.start)
-            yield (
-                batch,
-                self._journal.made(rollout, batch.start) or self._make(rollout, batch.start),
-            )
+            made = self._journal.made(rollout, batch.start) or self._make(rollout, batch.start)
+            self._denoiser.singly |= made.singly
+            yield batch, made
             begin += batch.counts[0]
 
     def _put_by(self, rollout: Rollout, made: Made) -> Made:
@@ -244,7 +244,8 @@ class Evaluator:
         decoded = None
         if rollout.score:
             decoded = self._decode(moved.clean, start.seeds, self._last(rollout))
-        return Made(start, moved, before, decoded, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return Made(start, moved, before, decoded, seconds, self._denoiser.singly)
 
     def _judged(self, rollout: Rollout, made_batch: tuple[Batch, Made]) -> tuple[Batch, Answered]:
         """The batch with its scores, and the pictures worth keeping."""
@@ -268,7 +269,9 @@ class Evaluator:
             verifications=n if rollout.score else 0,
             seconds=made.seconds + time.monotonic() - started,
         )
-        return batch, Answered(moved.candidates, moved.gradient, scores, media, cost, n)
+        return batch, Answered(
+            moved.candidates, moved.gradient, scores, media, cost, n, singly=self._denoiser.singly
+        )
 
     def _entered(
         self, rollout: Rollout, start: Candidates, answered: Answered

@@ -19,7 +19,14 @@ from experiment.manifest import manifest
 from experiment.plan import Plan, make_plan, refuse_cuts
 from experiment.progress import remove_state
 from experiment.prompts import Prompt, load_prompts
-from experiment.resume import check_world, config_of_run, finished, run_to_resume
+from experiment.resume import (
+    CONFIG_HASH,
+    check_world,
+    config_hash,
+    config_of_run,
+    finished,
+    run_to_resume,
+)
 from experiment.searching import Experiment
 from experiment.speed import compiles, images_at_once, measures_batches
 from experiment.stops import Stopped
@@ -67,18 +74,25 @@ class Ran:
 def run(config: ExperimentConfig, output_dir: str, resume: str | None = None) -> Ran:
     """Run the whole experiment, or go on with one.
 
-    resume: the folder of a run, or "auto": the newest unfinished one of this config, or a new one.
+    resume: the folder of a run, or "auto": the newest one of this config, or a new one where there
+    is none. A run that is finished is left as it is.
     """
     folder = None if resume is None else run_to_resume(config, output_dir, resume)
     if folder is not None:
-        return _gone_on(config, folder)
+        try:
+            return _gone_on(config, folder)
+        except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            raise UserError(
+                f"{error.filename} cannot be used ({error.strerror}): mend that, or start a new"
+                " run."
+            ) from error
     planned = plan(config)
     refuse_unwritable(output_dir)
     engine = load(config, planned)
     store = RunStore.create(output_dir, config)
     with locked(store.folder):
         store.write_json("config.json", engine.saved(config))
-        store.write_json("manifest.json", _world(engine, planned))
+        store.write_json("manifest.json", _world(engine, planned, store.folder))
         print(f"Results go to {store.folder}", flush=True)
         return _ran(config, planned, engine, store)
 
@@ -91,11 +105,15 @@ def _gone_on(config: ExperimentConfig, folder: Path) -> Ran:
         store = RunStore(folder, config.export)
         if finished(folder):
             remove_state(store)
-            print(f"{folder} is finished: there is nothing to resume.", flush=True)
+            print(
+                f"{folder} is finished: there is nothing to resume. Leave out --resume for a new"
+                " run.",
+                flush=True,
+            )
             return Ran(folder)
         planned = plan(config)
         engine = load(config, planned)
-        world = _world(engine, planned)
+        world = _world(engine, planned, folder)
         if other := check_world(folder, world):
             print(f"Other {', '.join(other)} than before: images may differ in their last bits.")
         if not (folder / "manifest.json").exists():
@@ -123,10 +141,14 @@ def _ran(config: ExperimentConfig, planned: Plan, engine: Engine, store: RunStor
     return Ran(store.folder, experiment.failed)
 
 
-def _world(engine: Engine, planned: Plan) -> dict[str, Any]:
-    """The manifest: all that images may depend on beside the config."""
+def _world(engine: Engine, planned: Plan, folder: Path) -> dict[str, Any]:
+    """The manifest: all that images may depend on beside the config, and a digest of that."""
     texts = json.dumps([prompt.text for prompt in planned.prompts])
-    return {**engine.manifest, "prompts_hash": digest(texts)}
+    return {
+        **engine.manifest,
+        "prompts_hash": digest(texts),
+        CONFIG_HASH: config_hash(folder),
+    }
 
 
 @dataclass(frozen=True)

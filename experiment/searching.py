@@ -82,9 +82,11 @@ class Experiment:
         prompts = self.planned.prompts
         progress = Progress(self.store, prompts, self.batch_size)
         self.batch_size = progress.batch_size
+        self.denoiser.singly = progress.singly
         self._tell_chosen(progress)
         left = [prompt for prompt in prompts if prompt.index not in progress.summaries]
-        retried = any(prompt.index < max(progress.summaries, default=0) for prompt in left)
+        last = max(progress.summaries, default=0)
+        retried = any(prompt.index < last for prompt in left)
         failed: dict[int, dict[str, Any]] = {}
         at_once = min(self._at_once, len(left)) or 1
         bar = tqdm(desc="prompts", total=len(left), disable=None, position=0)
@@ -99,7 +101,7 @@ class Experiment:
                 sys.stdout.flush()  # a log file is read while the run goes on
                 self._refuse_hopeless(reason)
         if retried or at_once > 1:  # in the prompts' order, as if each had waited
-            self.store.keep_rows({prompt.index for prompt in prompts})
+            self.store.keep_rows({p.index: progress.rows.get(p.index) for p in prompts})
         self._end({**progress.summaries, **failed})
 
     def _end(self, summaries: Mapping[int, dict[str, Any]]) -> None:
@@ -115,7 +117,7 @@ class Experiment:
         best = outcome.book.best
         if best is not None and any(map(listens, self._asked)):
             progress.keep_chosen(outcome.prompt.index, outcome.book.media(best))
-        progress.add(outcome.summary(), self.batch_size)
+        progress.add(outcome.prompt, outcome.summary(), self.batch_size, self.denoiser.singly)
         outcome.journal.remove()
 
     @property
@@ -143,7 +145,7 @@ class Experiment:
         """Tell verifiers that judge whole sets what earlier sittings came to."""
         texts = {prompt.index: prompt.text for prompt in self.planned.prompts}
         listening = [judge for judge in self._asked if listens(judge)]
-        for index in progress.summaries if listening else ():
+        for index in sorted(progress.summaries) if listening else ():
             media = progress.chosen(index)
             for judge in listening if media is not None else ():
                 label = self.denoiser.label(texts[index])
