@@ -22,6 +22,8 @@ from experiment.resume import check_world, config_of_run, finished, run_to_resum
 from experiment.searching import Experiment
 from experiment.stops import Stopped
 from experiment.store import RunStore, refuse_unwritable
+from experiment.tracker import asked_trackers
+from experiment.trackers import tracked
 from pipelines.denoiser import Denoiser
 from pipelines.loading import (
     check_dtype,
@@ -58,14 +60,21 @@ class Ran:
     failed: int = 0
 
 
-def run(config: ExperimentConfig, output_dir: str, resume: str | None = None) -> Ran:
+def run(
+    config: ExperimentConfig,
+    output_dir: str,
+    resume: str | None = None,
+    report_to: Sequence[str] = (),
+) -> Ran:
     """Run the whole experiment, or go on with one.
 
     resume: the folder of a run, or "auto": the newest unfinished one of this config, or a new one.
+    report_to: names of trackers.
     """
+    trackers = asked_trackers(report_to)
     folder = None if resume is None else run_to_resume(config, output_dir, resume)
     if folder is not None:
-        return _gone_on(config, folder)
+        return _gone_on(config, folder, trackers)
     planned = plan(config)
     refuse_unwritable(output_dir)
     engine = load(config, planned)
@@ -74,10 +83,10 @@ def run(config: ExperimentConfig, output_dir: str, resume: str | None = None) ->
         store.write_json("config.json", saved(config, engine.batch_size, engine.vae))
         store.write_json("manifest.json", _world(engine, planned))
         print(f"Results go to {store.folder}", flush=True)
-        return _ran(config, planned, engine, store)
+        return _ran(config, planned, engine, store, trackers)
 
 
-def _gone_on(config: ExperimentConfig, folder: Path) -> Ran:
+def _gone_on(config: ExperimentConfig, folder: Path, trackers: Sequence[str]) -> Ran:
     """Go on with a run in the way it began."""
     refuse_unwritable(str(folder))
     with locked(folder):
@@ -95,18 +104,32 @@ def _gone_on(config: ExperimentConfig, folder: Path) -> Ran:
         if not (folder / "manifest.json").exists():
             store.write_json("manifest.json", world)
         print(f"Going on with {folder}", flush=True)
-        return _ran(config, planned, engine, store)
+        return _ran(config, planned, engine, store, trackers)
 
 
-def _ran(config: ExperimentConfig, planned: Plan, engine: Engine, store: RunStore) -> Ran:
+def _ran(
+    config: ExperimentConfig,
+    planned: Plan,
+    engine: Engine,
+    store: RunStore,
+    names: Sequence[str],
+) -> Ran:
     if warning := short_of_room(planned, engine.denoiser.call_args, store.folder):
         print(warning, flush=True)
-    experiment = Experiment(
-        config, engine.denoiser, engine.verifier, engine.judges, store, planned, engine.batch_size
-    )
     hint = f"To resume: python main.py --resume {shlex.quote(str(store.folder))}"
     try:
-        experiment.run()
+        with tracked(names, store, config, planned.prompts) as trackers:
+            experiment = Experiment(
+                config,
+                engine.denoiser,
+                engine.verifier,
+                engine.judges,
+                store,
+                planned,
+                engine.batch_size,
+                trackers,
+            )
+            experiment.run()
     except Stopped as stop:
         raise Stopped(f"{stop}\n{hint}") from stop
     except KeyboardInterrupt:
