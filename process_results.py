@@ -39,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if arguments.export is not None:
         return _export(arguments, folders)
+    if arguments.paper_table:
+        return _paper_table(arguments, folders)
+    if arguments.budget is not None:
+        _tell("error: --budget goes with --paper_table.")
+        return 2
     if arguments.simulate is not None:
         return _simulate(arguments.simulate, folders)
     if arguments.push_to_hub is not None:
@@ -62,6 +67,25 @@ def _simulate(policy: str, folders: Sequence[Path]) -> int:
             print(simulate(folder, policy))
     except UserError as error:
         _tell(f"error: {error}")
+        return 2
+    return 0
+
+
+def _paper_table(arguments: argparse.Namespace, folders: Sequence[Path]) -> int:
+    from experiment.paper_table import write_paper_table
+
+    if len(folders) > 1 and arguments.output is None:
+        _tell("error: Several comparisons need a folder for their table: give --output.")
+        return 2
+    output = Path(arguments.output or folders[0])
+    try:
+        for path in write_paper_table(folders, output, arguments.budget, _tell):
+            print(path)
+    except UserError as error:
+        _tell(f"error: {error}")
+        return 2
+    except OSError as error:
+        _tell(f"error: The table cannot be written ({error}): check the permissions.")
         return 2
     return 0
 
@@ -131,6 +155,17 @@ def _parser() -> argparse.ArgumentParser:
         "--simulate",
         metavar="POLICY",
         help="what pruning would have brought, from recorded previews: halving@0.5, or best",
+    )
+    parser.add_argument(
+        "--paper_table",
+        action="store_true",
+        help="of comparisons: paper_table.md, .csv and .tex, verifier and method by metric",
+    )
+    parser.add_argument(
+        "--budget",
+        type=int,
+        metavar="NFE",
+        help="with --paper_table: at which budget (default: the largest that all methods have)",
     )
     exports = parser.add_argument_group("exports", "data sets of the runs' images; no pictures")
     exports.add_argument(
