@@ -186,6 +186,7 @@ class RoundBook:
             "id": entry.id,
             "prompt": self.prompt.text,
             "prompt_index": self.prompt.index,
+            "category": self.prompt.category,
             "round": self._number,
             "step": entry.step,
             "steps": entry.steps,
