@@ -39,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if arguments.export is not None:
         return _export(arguments, folders)
-    if arguments.paper_table:
-        return _paper_table(arguments, folders)
-    if arguments.budget is not None:
+    if arguments.budget is not None and not arguments.paper_table:
         _tell("error: --budget goes with --paper_table.")
         return 2
+    done = _paper_table(arguments, folders) if arguments.paper_table else None
+    folders = [run for folder in folders for run in _runs(folder)]
     if arguments.simulate is not None:
         return _simulate(arguments.simulate, folders)
     if arguments.push_to_hub is not None:
@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _tell(f"error: {error}")
         return 2
-    if status is None or arguments.per_round:
+    if (status is None and done is None) or arguments.per_round:
         status = max(status or 0, _write_collages(arguments, folders))
-    return status
+    return max(status or 0, done or 0)
 
 
 def _simulate(policy: str, folders: Sequence[Path]) -> int:
@@ -139,7 +139,8 @@ def _parser() -> argparse.ArgumentParser:
         action="extend",
         required=True,
         metavar="RUN",
-        help="run folders, or patterns like 'output/*/*/*/*'; the pictures are written into them",
+        help="run folders, comparisons, or patterns like 'output/*/*/*/*'; the pictures are written"
+        " into the runs' own",
     )
     parser.add_argument(
         "--per_round",
@@ -224,6 +225,13 @@ def _folders(path: str) -> list[Path]:
     if not folders:
         raise UserError(f"There is no folder {path}: give the folder that a run has written.")
     return folders
+
+
+def _runs(folder: Path) -> list[Path]:
+    """A comparison's runs at its largest budget, or the run that the folder is."""
+    from experiment.paper_read import comparison_runs
+
+    return comparison_runs(folder) or [folder]
 
 
 def _export(arguments: argparse.Namespace, folders: Sequence[Path]) -> int:

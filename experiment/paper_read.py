@@ -14,7 +14,7 @@ from experiment.records import read_candidates, read_object
 from utils import UserError, path_part
 
 WINNERS = "winners.jsonl"
-SEED = re.compile(r"nfe\d+_s(\d+)")
+CELL = re.compile(r"nfe(\d+)_s(\d+)")  # a run's folder, by its budget and seed
 Tell = Callable[[str], None]
 Key = tuple[str, int]  # a prompt's text and a run's seed
 
@@ -65,7 +65,7 @@ def read_comparison(folder: Path, tell: Tell) -> Comparison:
     methods: dict[str, Method] = {}
     names: list[str] = []
     for path in sorted(folder.glob(f"*/nfe*_s*/{WINNERS}")):
-        match = SEED.fullmatch(path.parent.name)
+        match = CELL.fullmatch(path.parent.name)
         if match is None:
             continue
         try:
@@ -75,7 +75,7 @@ def read_comparison(folder: Path, tell: Tell) -> Comparison:
             continue
         label = labels.get(path.parent.parent.name, path.parent.parent.name)
         method = methods.setdefault(label, Method(label, config))
-        seed = int(match[1])
+        seed = int(match[2])
         for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
             if not line.strip():
                 continue
@@ -93,6 +93,19 @@ def read_comparison(folder: Path, tell: Tell) -> Comparison:
     for method in found:
         _add_firsts(method, folder, own)
     return Comparison(folder, _verifier(found[0].config), own, shown, found)
+
+
+def comparison_runs(folder: Path) -> list[Path]:
+    """Of each method and seed the run at the largest budget, in the comparison's order."""
+    labels, _ = _order(folder)
+    largest: dict[tuple[str, int], tuple[int, Path]] = {}
+    for path in folder.glob("*/nfe*_s*/config.json"):
+        if match := CELL.fullmatch(path.parent.name):
+            key, found = (path.parent.parent.name, int(match[2])), (int(match[1]), path.parent)
+            largest[key] = max(largest.get(key, found), found)
+    order = [*labels, *sorted({method for method, _ in largest})]
+    keys = sorted(largest, key=lambda key: (order.index(key[0]), key[1]))
+    return [largest[key][1] for key in keys]
 
 
 def _take(method: Method, line: Mapping[str, Any], seed: int) -> Iterator[str]:
@@ -127,11 +140,11 @@ def _add_firsts(method: Method, folder: Path, own: str | None) -> None:
         firsts = {k: c for k, c in choices.items() if c.images == 1 and c.nfe == steps}
         method.firsts |= firsts
     for run in (folder / path_part(method.label)).glob("nfe*_s*"):
-        match = SEED.fullmatch(run.name)
+        match = CELL.fullmatch(run.name)
         if match is None or own is None:
             continue
         for row in read_candidates(run):
-            key = (row.prompt, int(match[1]))
+            key = (row.prompt, int(match[2]))
             plain = row.recipe.get("op") == "draw" and row.step == row.steps == row.nfe
             if plain and row.id == 0 and key not in method.firsts:
                 method.firsts[key] = Choice({own: row.score}, row.nfe, 1)

@@ -353,7 +353,9 @@ function pairs() {
 
 function categories() {
   if (CATEGORIES.length < 2) return;
-  const columns = INDEX.runs.flatMap((run, i) => run.metrics.map(([label]) => [i, label]));
+  const labels = [...new Set(INDEX.runs.flatMap((run) => run.metrics.map(([label]) => label)))];
+  const having = (label) => INDEX.runs.flatMap((run, i) => run.metrics.some(([own]) => own === label) ? [i] : []);
+  const columns = labels.flatMap((label) => having(label).map((i) => [i, label]));
   const rows = CATEGORIES.map((category) => {
     const own = INDEX.prompts.map((_, at) => at).filter((at) => INDEX.prompts[at].category === category);
     const means = columns.map(([i, label]) => {
@@ -365,8 +367,10 @@ function categories() {
   document.getElementById("categories").append(
     h("h2", {}, "Categories"),
     h("div", { class: "card scroll" }, h("table", {},
-      h("thead", {}, h("tr", {}, h("th", { class: "text" }, "category"), h("th", {}, "prompts"),
-        columns.map(([i, label]) => h("th", {}, several ? swatch(i) : null, breakable(several ? `${label}, ${INDEX.runs[i].name}` : label))))),
+      h("thead", {},
+        h("tr", {}, h("th", { class: "text" }, "category"), h("th", {}, "prompts"),
+          labels.map((label) => h("th", { colspan: having(label).length }, breakable(label)))),
+        several ? h("tr", {}, h("th", { colspan: 2 }), columns.map(([i]) => h("th", {}, swatch(i), INDEX.runs[i].name))) : null),
       h("tbody", {}, rows))),
     h("p", { class: "faint" }, "Means over winners."));
 }

@@ -149,8 +149,10 @@ class _Reading:
         chosen: dict[int, tuple[int, Mapping[Named, float]]] = {}
         try:
             for index, entry in enumerate(content["prompts"]):
+                at = _whole(entry.get("prompt_index", index))
+                if (prompt := self._by_index.get(at)) is not None:
+                    prompt.category = prompt.category or str(entry.get("category") or "")
                 if best := entry["best"]:
-                    at = _whole(entry.get("prompt_index", index))
                     chosen[at] = _whole(best["id"]), _named(best.get("judges"))
         except (KeyError, TypeError, AttributeError, ValueError):
             self._leave_out(SUMMARY, "not a run's summary")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from experiment.statistics import bootstrap
 from process_results import main
+from tests.test_report import PROMPTS as RUN_PROMPTS
+from tests.test_report import Made
 from utils import path_part
 
 PROMPTS = ("a cat", "a dog", "a boat", "a tree")
@@ -191,3 +194,35 @@ def test_damaged_lines_are_named_and_left_out(
     assert written(by_clip, output=tmp_path) == 0
     assert f"line 4 of {path} is damaged" in capsys.readouterr().err
     assert rows_of(tmp_path)["clip", "random"]["clip_prompts"] == "3"
+
+
+def test_a_comparisons_folder_stands_for_its_runs_at_the_largest_budget(
+    by_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that one command makes page, curves and all tables."""
+    for method, metric in (("random", 0.5), ("ses_wide", 0.7)):
+        run = by_clip / method / "nfe80_s0"
+        config = json.loads((run / "config.json").read_text())
+        shutil.rmtree(run)
+        made = Made(run, metric="clip")
+        for prompt in (RUN_PROMPTS[0], RUN_PROMPTS[2]):
+            made.row(prompt, metric)
+        made.write()
+        (run / "config.json").write_text(json.dumps(config))
+    budgets: dict[int, dict[str, list[float | None]]] = {80: {"clip": [0.5, 0.7]}}
+    again = compared(tmp_path / "again", "clip", {"random": budgets, "ses wide": budgets})
+    for method in ("random", "ses_wide"):
+        winners = f"{method}/nfe80_s0/winners.jsonl"
+        shutil.copy(again / winners, by_clip / winners)
+    views = ("--report", "--table", "--curves")
+    assert written(by_clip, output=tmp_path / "out", flags=views) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "report.html", "table.csv", "table.md", "curves.png",
+        "paper_table.md", "paper_table.csv", "paper_table.tex",
+    }  # fmt: skip
+    with open(tmp_path / "out" / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    means = [(row["run"], float(row["value"])) for row in rows
+             if row["quantity"] == "winner" and row["metric"] == "clip"]  # fmt: skip
+    assert means == [("random", 0.5), ("ses", 0.7)]
+    assert not capsys.readouterr().err
