@@ -263,11 +263,11 @@ def _write_pictures(folder: Path, *, per_round: bool) -> None:
     from experiment.collage import pictures
     from experiment.video_collage import rendered
 
-    planned = list(pictures(folder, per_round=per_round))
-    if not planned:
-        raise UserError(f"There are no results in {folder}: {_remedy(folder)}.")
     # An image can stand in two pictures; one warning is enough.
     warn = cache(lambda message: _tell(f"warning: {message}"))
+    planned = list(pictures(folder, per_round=per_round, tell=warn))
+    if not planned:
+        raise UserError(f"There are no results in {folder}: {_remedy(folder)}.")
     written = 0
     for picture in planned:
         content = rendered(picture, warn)
