@@ -92,7 +92,7 @@ class Trackers:
         values = {
             "round/best": result.value,
             "round/best_so_far": best,
-            f"best_so_far/{_name(book.prompt)}": best,
+            f"prompts/{_name(book.prompt)}": best,
             "round/nfe": spent.nfe,
             "round/rows": spent.rows,
             "round/seconds": spent.seconds,
@@ -133,7 +133,7 @@ class Trackers:
             return
         self._shown[index] = best.id
         pixels, step = _pixels(book.media(best)), self._memory.step
-        tag = f"best/{_name(book.prompt)}"
+        tag = f"pictures/{_name(book.prompt)}"
         for teller in self._tellers:
             teller.show(tag, pixels, step)
 

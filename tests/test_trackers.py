@@ -114,7 +114,7 @@ def test_tensorboard_is_told_rounds_prompts_pictures_and_the_config(
     assert shown.scalars["round/rows"][1] == (2, rows_spent)
     assert all(seconds > 0 for _, seconds in shown.scalars["round/seconds"])
 
-    assert shown.scalars["best_so_far/prompt_001"] == shown.scalars["round/best_so_far"][2:]
+    assert shown.scalars["prompts/prompt_001"] == shown.scalars["round/best_so_far"][2:]
     finals = [so_far[1], so_far[3]]
     means = [(2, pytest.approx(finals[0])), (4, pytest.approx(float(np.mean(finals))))]
     assert shown.scalars["finished/best"] == means
@@ -124,7 +124,7 @@ def test_tensorboard_is_told_rounds_prompts_pictures_and_the_config(
     changes = [step for step, value in enumerate(so_far, 1) if step in (1, 3) or value > so_far[0]]
     logged = sorted(step for each in shown.images.values() for step, _ in each)
     assert set(logged) <= set(changes) and {1, 3} <= set(logged)
-    assert all(picture.startswith(b"\x89PNG") for _, picture in shown.images["best/prompt_000"])
+    assert all(picture.startswith(b"\x89PNG") for _, picture in shown.images["pictures/prompt_000"])
 
     told = "".join(shown.texts)
     assert "search_args.search_method" in told and PROMPTS[1] in told
@@ -267,7 +267,7 @@ def test_trackio_writes_rounds_and_pictures_to_its_local_database(whole: Path) -
     assert {name for name, _, _ in found} == {"-".join(whole.parts[-4:])}
     rounds = {step: values["round/nfe"] for _, step, values in found if "round/nfe" in values}
     assert rounds == {1: 4, 2: 12, 3: 4, 4: 12}
-    pictures = [v["best/prompt_000"] for _, _, v in found if "best/prompt_000" in v]
+    pictures = [v["pictures/prompt_000"] for _, _, v in found if "pictures/prompt_000" in v]
     assert pictures and all("trackio" in picture["_type"] for picture in pictures)
     assert list(root.rglob("*.png"))
 
