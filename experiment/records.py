@@ -6,7 +6,7 @@ import gc
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,9 +115,20 @@ def result_files(folder: Path, suffix: str) -> list[ResultFile]:
     )
 
 
-def read_rounds(folder: Path) -> list[RoundRecord]:
-    """The winners of all rounds, by prompt and round."""
-    return [_round(file) for file in result_files(folder, ".json")]
+def read_rounds(folder: Path, tell: Callable[[str], None] | None = None) -> list[RoundRecord]:
+    """The winners of all rounds, by prompt and round.
+
+    A damaged record is an error, or left out where there is someone to `tell`.
+    """
+    found = []
+    for file in result_files(folder, ".json"):
+        try:
+            found.append(_round(file))
+        except UserError as error:
+            if tell is None:
+                raise
+            tell(f"{file.path.name} is left out: {error}")
+    return found
 
 
 def read_candidates(folder: Path, since: int = 0) -> list[CandidateRecord]:

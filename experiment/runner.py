@@ -31,6 +31,8 @@ from experiment.searching import Experiment
 from experiment.speed import compiles, images_at_once, measures_batches
 from experiment.stops import Stopped
 from experiment.store import RunStore, refuse_unwritable
+from experiment.tracker import asked_trackers
+from experiment.trackers import tracked
 from pipelines.compiling import compile_denoisers, undo
 from pipelines.denoiser import Denoiser, denoisers
 from pipelines.loading import (
@@ -71,16 +73,22 @@ class Ran:
     failed: int = 0
 
 
-def run(config: ExperimentConfig, output_dir: str, resume: str | None = None) -> Ran:
+def run(
+    config: ExperimentConfig,
+    output_dir: str,
+    resume: str | None = None,
+    report_to: Sequence[str] = (),
+) -> Ran:
     """Run the whole experiment, or go on with one.
 
     resume: the folder of a run, or "auto": the newest one of this config, or a new one where there
-    is none. A run that is finished is left as it is.
+    is none. A run that is finished is left as it is. report_to: names of trackers.
     """
+    trackers = asked_trackers(report_to)
     folder = None if resume is None else run_to_resume(config, output_dir, resume)
     if folder is not None:
         try:
-            return _gone_on(config, folder)
+            return _gone_on(config, folder, trackers)
         except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
             raise UserError(
                 f"{error.filename} cannot be used ({error.strerror}): mend that, or start a new"
@@ -94,10 +102,10 @@ def run(config: ExperimentConfig, output_dir: str, resume: str | None = None) ->
         store.write_json("config.json", engine.saved(config))
         store.write_json("manifest.json", _world(engine, planned, store.folder))
         print(f"Results go to {store.folder}", flush=True)
-        return _ran(config, planned, engine, store)
+        return _ran(config, planned, engine, store, trackers)
 
 
-def _gone_on(config: ExperimentConfig, folder: Path) -> Ran:
+def _gone_on(config: ExperimentConfig, folder: Path, trackers: Sequence[str]) -> Ran:
     """Go on with a run in the way it began."""
     refuse_unwritable(str(folder))
     with locked(folder):
@@ -119,18 +127,32 @@ def _gone_on(config: ExperimentConfig, folder: Path) -> Ran:
         if not (folder / "manifest.json").exists():
             store.write_json("manifest.json", world)
         print(f"Going on with {folder}", flush=True)
-        return _ran(config, planned, engine, store)
+        return _ran(config, planned, engine, store, trackers)
 
 
-def _ran(config: ExperimentConfig, planned: Plan, engine: Engine, store: RunStore) -> Ran:
+def _ran(
+    config: ExperimentConfig,
+    planned: Plan,
+    engine: Engine,
+    store: RunStore,
+    names: Sequence[str],
+) -> Ran:
     if warning := short_of_room(planned, engine.denoiser.call_args, store.folder):
         print(warning, flush=True)
-    experiment = Experiment(
-        config, engine.denoiser, engine.verifier, engine.judges, store, planned, engine.batch_size
-    )
     hint = f"To resume: python main.py --resume {shlex.quote(str(store.folder))}"
     try:
-        experiment.run()
+        with tracked(names, store, config, planned.prompts) as trackers:
+            experiment = Experiment(
+                config,
+                engine.denoiser,
+                engine.verifier,
+                engine.judges,
+                store,
+                planned,
+                engine.batch_size,
+                trackers,
+            )
+            experiment.run()
     except Stopped as stop:
         raise Stopped(f"{stop}\n{hint}") from stop
     except KeyboardInterrupt:

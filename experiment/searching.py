@@ -23,6 +23,7 @@ from experiment.prompts import Prompt
 from experiment.rounds import RoundBook
 from experiment.stops import FAILED_IN_A_ROW, Halted, Silent, Stopped, Vigil, disk_full
 from experiment.store import RunStore
+from experiment.trackers import Trackers
 from pipelines.denoiser import Denoiser
 from pipelines.loading import choose_device
 from pipelines.sde import Sde
@@ -48,6 +49,7 @@ class Experiment:
         store: RunStore,
         planned: Plan,
         batch_size: int,
+        trackers: Trackers | None = None,
     ) -> None:
         self.config = config
         self.denoiser = denoiser
@@ -59,6 +61,7 @@ class Experiment:
         self.store = store
         self.planned = planned
         self.batch_size = batch_size
+        self.trackers = trackers or Trackers((), store)
         self.sde = Sde(**config.stochastic_args.model_dump())
         self.failed = 0  # prompts, once the run has ended
         self._worked = False
@@ -84,6 +87,7 @@ class Experiment:
         self.batch_size = progress.batch_size
         self.denoiser.singly = progress.singly
         self._tell_chosen(progress)
+        self.trackers.recall(progress.summaries.values())
         left = [prompt for prompt in prompts if prompt.index not in progress.summaries]
         last = max(progress.summaries, default=0)
         retried = any(prompt.index < last for prompt in left)
@@ -118,6 +122,7 @@ class Experiment:
         if best is not None and any(map(listens, self._asked)):
             progress.keep_chosen(outcome.prompt.index, outcome.book.media(best))
         progress.add(outcome.prompt, outcome.summary(), self.batch_size, self.denoiser.singly)
+        self.trackers.prompt_done(outcome.summary())
         outcome.journal.remove()
 
     @property
@@ -183,6 +188,7 @@ class Experiment:
         values: dict[int, float] = {}
         book = RoundBook(self.store, prompt, self.verifier, self.judges, values, journal, label)
         ledger = Ledger(self.config.budget.build(), clock=journal.clock)
+        book.closed = lambda result: self.trackers.round_closed(book, result, ledger.spent)
         try:
             ledger.rows_each = self._rows_each(prompt, journal.batch_size)
             with Interrupts():
