@@ -14,11 +14,13 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from experiment.batches import Answered, Made, Moved, Preview
+from experiment.overlap import side_by_side
 from experiment.pictures import from_tensors, to_tensors
 from experiment.prompts import Prompt
 from experiment.records import mend_lines
@@ -86,10 +88,7 @@ class Journal:
         name = f"prompt{self._prompt.index}_{self._written}.safetensors"
         tensors = _tensors(answered.moved, answered.gradient)
         devices = {key: tensor.device.type for key, tensor in tensors.items()}
-        paths = [
-            self._write_media(rollout, *each)
-            for each in zip(start.seeds, answered.media, strict=True)
-        ]
+        paths = side_by_side(partial(self._write_media, rollout), start.seeds, answered.media)
         tensors |= to_tensors(answered.media, paths)
         self._store.write_tensors(name, tensors)
         self._append(
