@@ -22,7 +22,7 @@ from experiment.plan import Plan
 from experiment.progress import clear
 from experiment.prompts import Prompt
 from experiment.records import SUMMARY, CandidateRecord, read_candidates
-from experiment.runner import Engine, saved
+from experiment.runner import Engine
 from experiment.searching import Experiment
 from experiment.store import RunStore
 from utils import UserError, json_number, write_atomically
@@ -137,7 +137,7 @@ class CellRun:
         self._store = RunStore(cell.folder, cell.config.export)
         (cell.folder / SUMMARY).unlink(missing_ok=True)
         clear(self._store, {index: done.stem for index, done in self.done.items()})
-        self._store.write_json("config.json", saved(cell.alone, engine.batch_size, engine.vae))
+        self._store.write_json("config.json", engine.saved(cell.alone))
         if not (cell.folder / "manifest.json").exists():
             self._store.write_json("manifest.json", engine.manifest)
         self._experiment = Experiment(

@@ -143,6 +143,9 @@ class EngineArgs(Part):
     deterministic: bool = Field(
         False, description="only algorithms that give the same bits each time; slower on GPUs"
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile (changes images a little); auto: on a GPU, if it pays"
+    )
     prompts_at_once: int | Literal["auto"] = Field(
         "auto", description="prompts that take turns: one is judged while another is denoised"
     )

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from experiment.batches import Answered, Made, Moved, Preview
 from experiment.journal import Journal
-from experiment.memory_errors import free, out_of_memory
 from experiment.overlap import one_behind
 from experiment.prompts import Prompt
 from experiment.stops import Stopped
 from pipelines.batching import ladder, spans
 from pipelines.denoiser import Decoded, Denoised, Denoiser
 from pipelines.gradient import climbed
+from pipelines.memory_errors import free, out_of_memory
 from pipelines.placement import Residence
 from pipelines.sde import Sde
 from pipelines.space import LatentSpace, noised

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,14 +16,16 @@ from experiment.config import ExperimentConfig
 from experiment.disk import short_of_room
 from experiment.lock import locked
 from experiment.manifest import manifest
-from experiment.plan import Plan, images_at_once, make_plan, refuse_cuts
+from experiment.plan import Plan, make_plan, refuse_cuts
 from experiment.progress import remove_state
 from experiment.prompts import Prompt, load_prompts
 from experiment.resume import check_world, config_of_run, finished, run_to_resume
 from experiment.searching import Experiment
+from experiment.speed import compiles, images_at_once, measures_batches
 from experiment.stops import Stopped
 from experiment.store import RunStore, refuse_unwritable
-from pipelines.denoiser import Denoiser
+from pipelines.compiling import compile_denoisers, undo
+from pipelines.denoiser import Denoiser, denoisers
 from pipelines.loading import (
     check_dtype,
     choose_device,
@@ -34,6 +37,7 @@ from pipelines.loading import (
 )
 from pipelines.placement import settle
 from pipelines.quantization import check_quantization
+from pipelines.tuning import remembered_size
 from utils import (
     UserError,
     digest,
@@ -41,6 +45,8 @@ from utils import (
     free_name,
 )
 from verifiers.base import Chosen
+
+logger = logging.getLogger(__name__)
 
 
 def plan(config: ExperimentConfig) -> Plan:
@@ -71,7 +77,7 @@ def run(config: ExperimentConfig, output_dir: str, resume: str | None = None) ->
     engine = load(config, planned)
     store = RunStore.create(output_dir, config)
     with locked(store.folder):
-        store.write_json("config.json", saved(config, engine.batch_size, engine.vae))
+        store.write_json("config.json", engine.saved(config))
         store.write_json("manifest.json", _world(engine, planned))
         print(f"Results go to {store.folder}", flush=True)
         return _ran(config, planned, engine, store)
@@ -132,12 +138,13 @@ class Engine:
     judges: Mapping[str, Chosen]
     batch_size: int
     manifest: dict[str, Any]
+    compiled: bool = False
 
-    @property
-    def vae(self) -> str | None:
-        """How pictures are decoded, where that was chosen here."""
+    def saved(self, config: ExperimentConfig) -> dict[str, Any]:
+        """The resolved config with what was chosen here, on which an image's last bits depend."""
         residence = self.denoiser.residence
-        return None if residence is None else residence.placement.vae
+        vae = None if residence is None else residence.placement.vae
+        return saved(config, self.batch_size, vae, self.compiled)
 
 
 def load(config: ExperimentConfig, planned: Plan) -> Engine:
@@ -187,7 +194,34 @@ def load(config: ExperimentConfig, planned: Plan) -> Engine:
     ran_on = manifest(pipe, planned.checkpoint, device)
     ran_on["placement"] = residence.described()
     ran_on["rubrics"] = {name: judge.rubric_hash for name, judge in asked.items()}
-    return Engine(denoiser, verifier, judges, batch_size, ran_on)
+    first = planned.prompts[0].text
+    if measures_batches(config, device, call.build):
+        basis = {name: ran_on[name] for name in ("device", "packages", "placement", "threads")}
+        batch_size = remembered_size(denoiser, first, {**basis, "dtype": config.torch_dtype})
+    passes, offload = planned.passes(batch_size), residence.placement.offload
+    compiled = compiles(config, planned.checkpoint, device, offload, passes) and _compiled(
+        denoiser, first, batch_size, config.engine_args.compile == "on"
+    )
+    return Engine(denoiser, verifier, judges, batch_size, ran_on, compiled)
+
+
+def _compiled(denoiser: Denoiser, prompt: str, batch_size: int, wanted: bool) -> bool:
+    """Compile, and take a step to see that it works; where it does not, go on without."""
+    parts = denoisers(denoiser.pipe)
+    compile_denoisers(parts)
+    try:
+        denoiser.warm_up(prompt, batch_size)
+    except Exception as error:  # whatever a compiler may raise
+        undo(parts)
+        reason = " ".join(str(error).split())[:300]
+        if wanted:
+            raise UserError(
+                f"{type(denoiser.pipe).__name__} cannot be compiled here ({reason}): set"
+                " engine_args.compile to 'off'."
+            ) from error
+        logger.warning("Going on without torch.compile, which failed: %s", reason)
+        return False
+    return True
 
 
 def _try_call(denoiser: Denoiser, prompt: Prompt, batch_size: int) -> None:
@@ -207,11 +241,13 @@ def _numbered(judges: Sequence[Chosen]) -> dict[str, Chosen]:
     return named
 
 
-def saved(config: ExperimentConfig, batch_size: int, vae: str | None = None) -> dict[str, Any]:
-    """The resolved config with the batch size and the way of decoding in use, on which an image's
-    last bits depend."""
+def saved(
+    config: ExperimentConfig, batch_size: int, vae: str | None = None, compiled: bool = False
+) -> dict[str, Any]:
+    """The resolved config with the batch size, the way of decoding and whether it is compiled."""
     whole = config.resolved()
     whole["engine_args"]["batch_size"] = batch_size
     whole["engine_args"]["vae"] = vae or config.engine_args.vae
+    whole["engine_args"]["compile"] = "on" if compiled else "off"
     whole["batch_size_for_img_gen"] = None
     return whole

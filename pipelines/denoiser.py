@@ -281,6 +281,14 @@ class Denoiser:
         drawn = self.draw(prompt, [0])
         return self.denoise(prompt, drawn.latents, [0], drawn.step, drawn.step + 1).rows
 
+    @_in_turn
+    def warm_up(self, prompt: str, n: int) -> None:
+        """Take a step of n candidates that nobody counts."""
+        before, seeds = self._rows, tuple(range(n))
+        drawn = self.draw(prompt, seeds)
+        self.denoise(prompt, drawn.latents, seeds, drawn.step, drawn.step + 1)
+        self._rows = before
+
     def _to_the_loop(self, prompt: str, rows: int) -> StepWindow:
         return self._run(prompt, Stretch(0, None, None, (0,) * rows), halt_at_forward=True)
 

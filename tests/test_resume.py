@@ -15,13 +15,13 @@ import torch
 
 from experiment.config import ExperimentConfig, parse_config
 from experiment.disk import short_of_room
-from experiment.memory_errors import out_of_memory
 from experiment.progress import remove_state
 from experiment.resume import finished
 from experiment.runner import Engine, Experiment, load, plan, saved
 from experiment.store import RunStore
 from main import main
 from pipelines.memory import Placement
+from pipelines.memory_errors import out_of_memory
 from pipelines.placement import Residence
 from tests.families import FAMILIES
 from tests.graders import Motion
