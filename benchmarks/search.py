@@ -19,9 +19,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from benchmarks.figures import Figure, figure
 from benchmarks.loop import OVERRIDES, QUICK, RANDOM, Bench
+from benchmarks.plain import one_at_a_time
 from experiment.config import SearchArgs, load_config
 from experiment.prompts import Prompt
 from experiment.records import CandidateRecord, read_candidates
@@ -70,13 +72,10 @@ def _batches(rows: Sequence[CandidateRecord]) -> Iterator[list[int]]:
 
 
 def _one_at_a_time(bench: Bench, prompt: str, rounds: Sequence[list[int]], folder: Path) -> float:
-    started = time.perf_counter()
-    for seeds in rounds:
-        images = [_called(bench, prompt, [seed])[0] for seed in seeds]
+    def judge(images: Sequence[Image.Image]) -> None:
         bench.verifier.score([Item(image, prompt) for image in images])
-        for seed, image in zip(seeds, images, strict=True):
-            image.save(folder / f"{seed}.png")
-    return time.perf_counter() - started
+
+    return one_at_a_time(lambda seed: _called(bench, prompt, [seed])[0], judge, rounds, folder)
 
 
 def _bare_calls(bench: Bench, prompt: str, batches: Sequence[list[int]]) -> float:
