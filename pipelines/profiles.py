@@ -119,6 +119,7 @@ class Fp8:
 def _in_fp8(model: Any) -> nn.Module:
     """A copy: the hooks that count rows come along."""
     twin = copy.deepcopy(model)
+    twin.__dict__.pop("forward", None)  # compiled, it would be the first one's
     if not _torchao(next(model.parameters()).device):
         stored_in_fp8(twin, model.dtype)
         return twin

@@ -185,3 +185,12 @@ def test_the_profiles_benchmark_compares_drafts_with_exact_images(tmp_path: Path
     assert found["draft"]["steps"] == 2 and found["draft"]["work"] == pytest.approx(0.5, abs=0.01)
     assert found["cached"]["steps"] == 4 and found["cached"]["work"] < 1
     assert found["fp8"]["work"] == pytest.approx(1.0)
+
+
+def test_a_copy_of_a_compiled_denoiser_is_its_own() -> None:
+    made = Denoiser(load_pipeline("shapes/models/shapes-sd", "fp32", "cpu"), {})
+    (unet,) = denoisers(made.pipe)
+    unet.forward = torch.compile(unet.forward, backend="eager")
+    made.use_profile("fp8")
+    (twin,) = made.twins
+    assert twin.forward.__self__ is twin
