@@ -30,8 +30,8 @@ format: $(VENV)/ready
 schema: $(VENV)/ready  ## write configs/schema.json anew
 	$(RUN) -c "from pathlib import Path; from experiment.schema import write_schema; write_schema(Path('configs/schema.json'))"
 
-bench: $(VENV)/ready  ## our loop beside plain diffusers loops
-	$(RUN) -m benchmarks.loop
+bench: $(VENV)/ready  ## what the project costs and claims on a CPU
+	$(RUN) -m benchmarks
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -c "import sys; sys.exit('Python 3.11 or newer is needed') if sys.version_info < (3, 11) else None"

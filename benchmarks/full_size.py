@@ -1,4 +1,4 @@
-"""Five published pipelines at full size with random weights, built from their configs alone.
+"""Six published pipelines at full size with random weights, built from their configs alone.
 
 Sizes are those of the released config.json files. `tiny` holds what differs in a small build of the
 same shape. Tokenizers are the bundled models': vocabularies differ, the numbers of tokens do not.
@@ -63,6 +63,7 @@ class Pipeline:
     tiny_args: Config
     dtype: str
     extras: Config = field(default_factory=dict)
+    chat: bool = False  # its prompts are turns of a chat, which the bundled tokenizers know not of
 
     def arguments(self, tiny: bool) -> dict[str, Any]:
         return {**self.call_args, **(self.tiny_args if tiny else {})}
@@ -80,6 +81,8 @@ class Pipeline:
             parts[name] = made.to("cpu")
         for name, folder in self.tokenizers.items():
             parts[name] = AutoTokenizer.from_pretrained(BUNDLED / folder)
+            if self.chat:
+                parts[name].chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
         scheduler, options = self.scheduler
         parts["scheduler"] = getattr(diffusers, scheduler)(**options)
         return getattr(diffusers, self.name)(**parts, **self.extras)
@@ -289,10 +292,50 @@ WAN = Pipeline(
     "bf16",
 )  # fmt: skip
 
+KLEIN = Pipeline(
+    "Flux2KleinPipeline",
+    {
+        "transformer": Model(
+            "diffusers",
+            "Flux2Transformer2DModel",
+            {"patch_size": 1, "in_channels": 128, "num_layers": 5, "num_single_layers": 20,
+             "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 7680,
+             "guidance_embeds": False},
+            {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
+             "num_attention_heads": 2, "joint_attention_dim": 96, "axes_dims_rope": [4, 4, 4, 4],
+             "timestep_guidance_channels": 32},
+        ),
+        "text_encoder": Model(
+            "transformers",
+            "Qwen3ForCausalLM",
+            {"vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728,
+             "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+             "head_dim": 128, "tie_word_embeddings": True, "max_position_embeddings": 40960},
+            {"vocab_size": 1000, "hidden_size": 32, "intermediate_size": 32,
+             "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1,
+             "head_dim": 16},
+        ),
+        "vae": Model(
+            "diffusers",
+            "AutoencoderKLFlux2",
+            {"block_out_channels": [128, 256, 512, 512]},
+            {"block_out_channels": [4] * 4, "norm_num_groups": 1, "layers_per_block": 1},
+        ),
+    },
+    ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True, "shift": 3.0}),
+    {"tokenizer": "tokenizer_2"},
+    {"height": 1024, "width": 1024, "max_sequence_length": 512, "guidance_scale": 1.0},
+    {"height": 64, "width": 64, "max_sequence_length": 16, "text_encoder_out_layers": [0, 1, 2]},
+    "bf16",
+    {"is_distilled": True},
+    chat=True,
+)  # fmt: skip
+
 PIPELINES: dict[str, Pipeline] = {
     "flux.1-dev": FLUX,
     "pixart-sigma": PIXART,
     "sdxl": SDXL,
     "sd1.5": SD15,
     "wan2.1-1.3b": WAN,
+    "flux.2-klein-4b": KLEIN,
 }

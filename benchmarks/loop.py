@@ -126,13 +126,13 @@ class Bench:
         for begin in range(0, len(seeds), size):
             batch = seeds[begin : begin + size]
             generators = [torch.Generator("cpu").manual_seed(seed) for seed in batch]
-            images = self.plain(generator=generators, **self._arguments(prompt, len(batch))).images
+            images = self.plain(generator=generators, **self.arguments(prompt, len(batch))).images
             self.verifier.score([Item(image, prompt) for image in images])
             for seed, image in zip(batch, images, strict=True):
                 image.save(paths[seed])
         return time.perf_counter() - started, paths
 
-    def _arguments(self, prompt: str, n: int) -> dict[str, Any]:
+    def arguments(self, prompt: str, n: int) -> dict[str, Any]:
         """The pipeline's arguments, each text once an image."""
         arguments = {**self.planned.config.pipeline_call_args, "prompt": prompt}
         return {

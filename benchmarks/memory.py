@@ -1,4 +1,4 @@
-"""Peak memory and seconds an image of five full-size pipelines, for each way of offloading.
+"""Peak memory and seconds an image of six full-size pipelines, for each way of offloading.
 
     python -m benchmarks.memory                      # all of them, on a GPU
     python -m benchmarks.memory --tiny --device cpu  # only to see that it runs

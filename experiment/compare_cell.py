@@ -186,8 +186,7 @@ class CellRun:
         if budget == self.cell.budget:  # what the run itself has chosen
             chosen = outcome.book.best
             best = next((row for row in part if chosen and row.id == chosen.id), None)
-        whole = max((row.steps for row in rows), default=0)  # a draft's schedule is shorter
-        images = [row for row in part if row.step == whole]
+        images = [row for row in part if row.step == row.steps and not row.draft]
         return Winner(
             budget=budget,
             nfe=sum(row.nfe for row in part),
@@ -253,7 +252,9 @@ def best_of(rows: Iterable[CandidateRecord]) -> CandidateRecord | None:
 
     One without a picture belongs to a rejected round, in which something on disk scored as high.
     """
-    finished = [r for r in rows if r.step == r.steps and r.path and not math.isnan(r.score)]
+    finished = [
+        r for r in rows if r.step == r.steps and not r.draft and r.path and not math.isnan(r.score)
+    ]
     return min(finished, key=lambda row: (-row.score, row.id), default=None)
 
 

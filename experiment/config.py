@@ -23,12 +23,12 @@ from pydantic_core import ErrorDetails
 
 import search
 import verifiers
+from experiment.profiles import DEFAULT_ROUNDS, Profile, explored, refuse_contradiction
 from experiment.video import CRF
 from search.ledger import Budget
 from utils import UserError, check_options, did_you_mean, find_path
 from verifiers.base import Chosen, Metric
 
-DEFAULT_ROUNDS = 4
 DEFAULT_PROMPT_FILE = "prompts_open_image_pref_v1.txt"
 DEFAULT_NUM_PROMPTS = 2
 VERIFIER_KEYS = ("name", "choice_of_metric")
@@ -154,6 +154,16 @@ class EngineArgs(Part):
     quantization: Literal["fp8", "int8", "4bit"] | None = Field(
         None, description="of the denoiser's weights (changes images)"
     )
+    profile: Profile = Field(
+        "exact",
+        description="how a search explores: exact images, or drafts in fp8, by a feature cache or"
+        " with fewer steps, of which the best are rendered again exactly",
+    )
+    cache_threshold: float = Field(
+        0.08,
+        gt=0,
+        description="profile cached: skip a step's other blocks where the first changes less",
+    )
     deterministic: bool = Field(
         False, description="only algorithms that give the same bits each time; slower on GPUs"
     )
@@ -263,6 +273,17 @@ class ExperimentConfig(Part):
         if value is not None and not value.strip():
             raise ValueError("is blank: write what the image should show")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _explored(cls, content: Any) -> Any:
+        return explored(content) if isinstance(content, Mapping) else content
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        engine = self.engine_args
+        refuse_contradiction(engine.profile, engine.quantization, self.search_args.build())
+        return self
 
     @model_validator(mode="after")
     def _one_picture(self) -> Self:

@@ -41,6 +41,7 @@ class Evaluated:
     media: PIL image or list of PIL frames; None where there is nothing worth keeping. path: of the
     picture in the run folder, if it is there already.
     guidance: the factor on the pipeline's guidance scale on the way to `step`.
+    profile: "exact", or how its drafts or its weights were made cheaper.
     nfe, rows, seconds: this candidate's share of what its batch cost.
     """
 
@@ -59,6 +60,7 @@ class Evaluated:
     batch_size: int
     seconds: float
     path: str | None = None
+    profile: str = "exact"
 
     @property
     def finished(self) -> bool:
@@ -403,6 +405,7 @@ class Evaluator:
             batch_size=answered.batch_size,
             seconds=cost.seconds / n,
             path=answered.paths[i],
+            profile=self._denoiser.profile_of(bool(rollout.draft)),
         )
 
 

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from experiment.batches import Answered, Made, Moved, Preview
 from experiment.lines import LineFile
+from experiment.overlap import side_by_side
 from experiment.pictures import from_tensors, to_tensors
 from experiment.prompts import Prompt
 from experiment.rows import as_sum
@@ -108,10 +110,9 @@ class Journal:
         name = f"prompt{self._prompt.index}_{self._written}.safetensors"
         tensors = _tensors(answered.moved, answered.gradient)
         devices = {key: tensor.device.type for key, tensor in tensors.items()}
-        paths = [
-            self._write_media(rollout, *each)
-            for each in zip(rounds, start.seeds, answered.media, strict=True)
-        ]
+        paths = side_by_side(
+            partial(self._write_media, rollout), rounds, start.seeds, answered.media
+        )
         tensors |= to_tensors(answered.media, paths)
         sums = {path: self._store.media_sum(path) for path in paths if path is not None}
         sums[name] = self._store.write_tensors(name, tensors)

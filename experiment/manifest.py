@@ -22,6 +22,7 @@ PACKAGES = (
     "numpy",
     "pillow",
     "av",
+    "torchao",
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import TypeVar
@@ -10,6 +10,17 @@ from typing import TypeVar
 Made = TypeVar("Made")
 Judged = TypeVar("Judged")
 Done = TypeVar("Done")
+
+WRITERS = 2  # threads that compress a batch's pictures, which Pillow does beside Python
+
+
+def side_by_side(work: Callable[..., Done], *columns: Sequence[object]) -> list[Done]:
+    """`work` on each row of the columns, a few at a time; the results in order."""
+    rows = list(zip(*columns, strict=True))
+    if len(rows) < 2:
+        return [work(*row) for row in rows]
+    with ThreadPoolExecutor(min(WRITERS, len(rows)), "write") as pool:
+        return list(pool.map(work, *columns))
 
 
 def one_behind(

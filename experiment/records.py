@@ -77,6 +77,8 @@ class CandidateRecord:
     batch_size: int
     seconds: float
     path: str | None  # relative to the run folder; None for previews and rejected rounds
+    draft: bool = False
+    profile: str = "exact"  # earlier versions wrote none
 
 
 class Keyed(Protocol):
@@ -238,6 +240,8 @@ def _candidate(row: Mapping[str, Any]) -> CandidateRecord:
         batch_size=int(row.get("batch_size", 0)),
         seconds=_number(row.get("seconds", 0)),
         path=row.get("path"),
+        draft=row.get("draft") is True,
+        profile=str(row.get("profile") or "exact"),
     )
 
 

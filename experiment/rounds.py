@@ -201,6 +201,7 @@ class RoundBook:
             "details": recorded_details(entry.score),
             "guidance": entry.guidance,
             "draft": entry.draft,
+            "profile": entry.profile,
             "nfe": entry.nfe,
             "rows": entry.rows,
             "batch_size": entry.batch_size,

@@ -42,9 +42,12 @@ from pipelines.loading import (
     load_pipeline,
     load_scheduler,
     only_deterministic,
+    pipeline_index,
     refuse_reserved,
 )
+from pipelines.parts import kind_of, models_of
 from pipelines.placement import settle
+from pipelines.profiles import check_profile
 from pipelines.quantization import check_quantization
 from pipelines.tuning import remembered_size
 from utils import (
@@ -208,6 +211,7 @@ def load(config: ExperimentConfig, planned: Plan) -> Engine:
     check_dtype(config.torch_dtype, device)
     only_deterministic(config.engine_args.deterministic)
     check_quantization(config.engine_args.quantization, config.torch_dtype, device)
+    _check_profile(config, planned.checkpoint)
 
     pipe = load_pipeline(
         planned.checkpoint,
@@ -233,6 +237,9 @@ def load(config: ExperimentConfig, planned: Plan) -> Engine:
         others=[judge.offload for judge in asked.values()],
     )
     denoiser = Denoiser(pipe, call.args, residence)
+    check_profile(config.engine_args.profile, (), residence.placement.offload)
+    engine = config.engine_args
+    denoiser.use_profile(engine.profile, engine.quantization, engine.cache_threshold)
 
     _try_call(denoiser, planned.prompts[0], batch_size)
     ran_on = manifest(pipe, planned.checkpoint, device)
@@ -249,9 +256,15 @@ def load(config: ExperimentConfig, planned: Plan) -> Engine:
     return Engine(denoiser, verifier, judges, batch_size, ran_on, compiled)
 
 
+def _check_profile(config: ExperimentConfig, checkpoint: str) -> None:
+    models = [model for _, model in models_of(pipeline_index(checkpoint))]
+    parts = [model for model in models if kind_of(model) == "denoiser"]
+    check_profile(config.engine_args.profile, parts, config.engine_args.offload)
+
+
 def _compiled(denoiser: Denoiser, prompt: str, batch_size: int, wanted: bool) -> bool:
     """Compile, and take a step to see that it works; where it does not, go on without."""
-    parts = denoisers(denoiser.pipe)
+    parts = [*denoisers(denoiser.pipe), *denoiser.twins]
     compile_denoisers(parts)
     try:
         denoiser.warm_up(prompt, batch_size)

@@ -46,9 +46,18 @@ def compiles(
             f"A denoiser that is offloaded ({offload}) cannot be compiled: set engine_args.compile"
             " to 'off', or engine_args.offload to 'none'."
         )
+    if engine.compile == "on" and engine.profile == "cached":
+        raise UserError(
+            "A feature cache decides at each step which blocks to run, which cannot be compiled:"
+            " set engine_args.compile to 'off', or engine_args.profile to another."
+        )
     if engine.compile != "auto" or offloaded or not device.startswith("cuda"):
         return engine.compile == "on"
-    if engine.quantization or "gradient" in config.search_args.build().needs:
+    if (
+        engine.quantization
+        or engine.profile == "cached"
+        or "gradient" in config.search_args.build().needs
+    ):
         return False  # these have hooks and graphs of their own
     parts = [part for _, part in models_of(pipeline_index(checkpoint))]
     return pays([part for part in parts if kind_of(part) == "denoiser"], passes)

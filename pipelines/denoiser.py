@@ -27,6 +27,7 @@ from pipelines.layout import Layout, index_noise
 from pipelines.memory_errors import free, out_of_memory
 from pipelines.placement import Residence
 from pipelines.precise import coarse, in_float32, watched
+from pipelines.profiles import THRESHOLD, Profile, make_profile
 from pipelines.schedule import Level, levels
 from pipelines.sde import Sde
 from pipelines.window import Halt, StepWindow, Stretch, window
@@ -102,6 +103,9 @@ class Denoiser:
         self._seen_between_steps = False
         self.singly = False  # pictures are decoded one by one, for there was no room for more
         self._running: StepWindow | None = None
+        self._drafting = False
+        self._cheap: Profile | None = None  # how drafts are denoised
+        self._profiles = {True: "draft", False: "exact"}
         self._halt_at_forward = False
         pipe.set_progress_bar_config(disable=True)
         if hasattr(pipe, "encode_prompt"):
@@ -140,13 +144,35 @@ class Denoiser:
         It is the caller's turn throughout.
         """
         with self.turn:
-            before = self.call_args
+            before, self._drafting = (self.call_args, self._drafting), bool(inference_steps)
             if inference_steps:
-                self.call_args = {**before, "num_inference_steps": inference_steps}
+                self.call_args = {**self.call_args, "num_inference_steps": inference_steps}
             try:
                 yield
             finally:
-                self.call_args = before
+                self.call_args, self._drafting = before
+
+    def use_profile(
+        self, name: str, quantization: str | None = None, threshold: float = THRESHOLD
+    ) -> None:
+        """Denoise drafts by this profile from now on; refuses models that cannot.
+
+        quantization: of the weights as loaded, which no image is exact with. threshold: of a cache.
+        """
+        own = {id(module) for module in denoisers(self.pipe)}
+        parts = {n: m for n, m in self.pipe.components.items() if id(m) in own}
+        self._cheap = make_profile(name, self.pipe, parts, threshold)
+        drafts = "draft" if name == "exact" else name
+        self._profiles = {True: drafts, False: quantization or "exact"}
+
+    def profile_of(self, draft: bool) -> str:
+        """How candidates are denoised: "exact", or what makes them cheaper."""
+        return self._profiles[draft]
+
+    @property
+    def twins(self) -> Sequence[torch.nn.Module]:
+        """Copies of the denoisers that drafts are made by."""
+        return () if self._cheap is None else self._cheap.copies
 
     @property
     def inference_steps(self) -> int:
@@ -191,6 +217,36 @@ class Denoiser:
         what comes back is kept before its noise. differentiable: the result has a graph back to
         the latents.
         """
+        if not self._drafting or self._cheap is None:
+            return self._denoised(
+                prompt, latents, seeds, start, until, guidance, sde, differentiable=differentiable
+            )
+        size = 1 if self._cheap.alone else len(seeds)
+        parts = []
+        with self._cheap.on():
+            for i in range(0, len(seeds), size):
+                mine = slice(i, i + size)
+                with self._cheap.fresh():
+                    parts.append(
+                        self._denoised(
+                            prompt, latents[mine], seeds[mine], start, until, guidance, sde
+                        )
+                    )
+        return _together(parts)
+
+    def _denoised(
+        self,
+        prompt: str,
+        latents: Tensor,
+        seeds: Sequence[int],
+        start: int,
+        until: int,
+        guidance: float = 1.0,
+        sde: Sde | None = None,
+        *,
+        differentiable: bool = False,
+    ) -> Denoised:
+        """One batch of the pipeline's own."""
         before = self._rows
         stretch = Stretch(start, until, latents, tuple(seeds), sde=sde)
         seen = self._run(
@@ -414,6 +470,17 @@ class Denoiser:
             self._rows += len(args[0] if args else kwargs[first])
 
         return before_forward
+
+
+def _together(parts: Sequence[Denoised]) -> Denoised:
+    """Batches as one."""
+    scales = [part.noise_scale for part in parts if part.noise_scale is not None]
+    return Denoised(
+        torch.cat([part.latents for part in parts]),
+        torch.cat([part.clean for part in parts]),
+        sum(part.rows for part in parts),
+        torch.cat(scales) if scales else None,
+    )
 
 
 def denoisers(pipe: Any) -> list[torch.nn.Module]:

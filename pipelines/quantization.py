@@ -74,8 +74,13 @@ def kept_from_fp8(model: Any, layer: str) -> bool:
 
 def store_in_fp8(pipe: Any, dtype: Any) -> None:
     """Keep weights in 8-bit floats; each layer is cast as it computes, norms stay as they are."""
-    import torch
-
     for model in pipe.components.values():
         if kind_of(type(model)) == "denoiser":
-            model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+            stored_in_fp8(model, dtype)
+
+
+def stored_in_fp8(model: Any, dtype: Any) -> None:
+    """The same for one model."""
+    import torch
+
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)

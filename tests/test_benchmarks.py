@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import shapes
+from benchmarks import __main__ as bench
+from benchmarks import floors, gpu, shapes
+from benchmarks.figures import figure, table, unbarred
 from benchmarks.loop import main
 
 
@@ -68,3 +70,54 @@ def _copies(folder: Path) -> int:
 def test_shares_come_with_an_interval() -> None:
     assert shapes.share([True] * 10) == " 100%  [100%, 100%]"
     assert shapes.share([True, False] * 50).startswith("  50%  [4")
+
+
+def test_a_figure_is_its_repeats_median_held_against_its_bar() -> None:
+    fast = figure("a run", "s", [3, 1, 2], bar=2.0)
+    slow = figure("a run", "s", [3, 1, 2], bar=1.9)
+    enough = figure("images", "images/s", [3, 1, 2], bar=1.9, side="least")
+    assert (fast.median, fast.holds, slow.holds, enough.holds) == (2.0, True, False, True)
+    assert [each.holds for each in unbarred([slow])] == [None]
+    assert fast.recorded()["most"] == 3 and fast.recorded()["values"] == (3.0, 1.0, 2.0)
+    printed = table("three runs", [slow, enough])
+    assert "<= 1.9: MISSED" in printed and ">= 1.9: holds" in printed
+
+
+def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["overhad"]) == 2
+    assert "overhead" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_every_part_runs_and_is_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bench.json"
+    assert bench.main(["--quick", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert tuple(found["parts"]) == bench.PARTS and found["quick"]
+    printed = capsys.readouterr().out
+    for part in bench.PARTS:
+        assert f"{part}, " in printed
+        assert all(figure["median"] > 0 for figure in found["parts"][part])
+
+
+def test_a_floor_is_the_arithmetic_of_an_image() -> None:
+    flux = floors.WORK["flux.1-dev"]
+    assert flux.floor(50) == pytest.approx(4.727, abs=1e-3)
+    assert floors.WORK["sd1.5"].floor(100) == pytest.approx(0.105, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_on_small_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main(["--tiny", "--device", "cpu", "--output_dir", str(tmp_path)]) == 0
+    assert "busy" in capsys.readouterr().out
+    for name in floors.WORK:
+        found = json.loads((tmp_path / f"gpu_{name}.json").read_text())
+        for way in gpu.WAYS:
+            assert [each["batch_size"] for each in found[way]["batches"]] == [1, 2]
+            assert found[way]["ours"]["images"] == 8
+            assert 0 < found[way]["ours"]["busy_share"] <= 1
+            assert found[way]["ours"]["share_of_floor"] is None  # that of the full size

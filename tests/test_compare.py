@@ -153,7 +153,7 @@ def test_a_shorter_budget_is_looked_up_as_a_run_of_its_own_would_end(
 def test_an_interrupted_comparison_goes_on_to_the_same_table(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Fickle, "calls_left", 6)  # in the second prompt's third round
+    monkeypatch.setattr(Fickle, "calls_left", 4)  # in the second prompt's third round
     with pytest.raises(KeyboardInterrupt):
         compare(quick(), str(tmp_path))
     folder = tmp_path / "compare" / "quick"

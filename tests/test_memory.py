@@ -97,6 +97,7 @@ def test_a_loaded_pipeline_is_told_as_its_files_are() -> None:
         ("pixart-sigma", {"transformer": 0.611}),
         ("sdxl", {"unet": 2.567, "text_encoder_2": 0.695}),
         ("sd1.5", {"unet": 0.860, "vae": 0.084}),
+        ("flux.2-klein-4b", {"transformer": 3.876, "text_encoder": 4.022}),
     ],
 )
 def test_full_size_models_have_their_published_numbers_of_parameters(

@@ -25,7 +25,8 @@ class Draft:
     """Plays `inner` on a shorter schedule and renders the `keep` noises it scored best.
 
     inner: search_args of a search over initial noises: its search_method, options, and
-    search_rounds (without a budget 4). share: the drafts' share of the steps. keep: noises rendered
+    search_rounds (without a budget 4). share: the drafts' share of the steps; 1 where each step is
+    cheaper (engine_args.profile). keep: noises rendered
     exactly; a budget that pays for fewer drafts than these renders fewer. explore: NFE for drafts;
     None, where there is a budget: what rendering leaves of it.
     """
@@ -38,10 +39,11 @@ class Draft:
     needs: ClassVar[frozenset[Need]] = frozenset()
     blind: ClassVar[bool] = False
     fixed_scale: ClassVar[bool] = True  # drafts of all rounds are compared
+    drafts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ValueError(f"share must lie between 0 and 1, not {self.share}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, not {self.share}")
         if self.keep < 1:
             raise ValueError(f"keep must be at least 1, not {self.keep}")
         if self.explore is not None and self.explore < 0:

@@ -1,0 +1,162 @@
+"""Cheaper ways to denoise drafts: to rank noises by, never to deliver.
+
+cached: diffusers' first-block cache skips the other blocks of a step whose first block changed
+little. Its decision is one for the whole batch, and its state outlives a call that was left early;
+so each draft is denoised alone, from a state set back before and after.
+fp8: a second copy of the denoisers in 8-bit floats. With torchao their matrix products are in fp8,
+which is faster on Hopper once compiled. Without it only weights are stored so, and computing is in
+the run's own number format: no faster, but the drafts such weights make.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from pipelines.quantization import stored_in_fp8
+from utils import UserError
+
+THRESHOLD = 0.08  # ParaAttention's for FLUX.1-dev at 28 steps
+
+
+class Profile(Protocol):
+    """How drafts are denoised. alone: one at a time. copies: models that it made for them."""
+
+    alone: bool
+    copies: Sequence[nn.Module]
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Within this block the pipeline denoises in this way."""
+        yield
+
+    @contextmanager
+    def fresh(self) -> Iterator[None]:
+        """Around each stretch: nothing of another is left."""
+        yield
+
+
+class Cached:
+    """First-block cache over the pipeline's denoisers.
+
+    threshold: the relative change of the first block's residual below which the others are skipped.
+    """
+
+    alone = True
+    copies: Sequence[nn.Module] = ()
+
+    def __init__(self, denoisers: Mapping[str, nn.Module], threshold: float = THRESHOLD) -> None:
+        self._denoisers: list[Any] = list(denoisers.values())
+        self._threshold = threshold
+        with self.on():
+            pass  # what cannot be cached is refused here
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        from diffusers import FirstBlockCacheConfig
+
+        enabled = []
+        try:
+            for model in self._denoisers:
+                try:
+                    model.enable_cache(FirstBlockCacheConfig(threshold=self._threshold))
+                except (AttributeError, ValueError) as error:
+                    raise UserError(uncached(type(model).__name__)) from error
+                enabled.append(model)
+            yield
+        finally:
+            for model in enabled:
+                model.disable_cache()
+
+    @contextmanager
+    def fresh(self) -> Iterator[None]:
+        try:
+            self._reset()
+            yield
+        finally:
+            self._reset()
+
+    def _reset(self) -> None:
+        for model in self._denoisers:
+            model._reset_stateful_cache()
+
+
+class Fp8:
+    """A second set of denoisers in fp8, in the pipeline's place of the first while drafts run."""
+
+    alone = False
+
+    def __init__(self, pipe: Any, denoisers: Mapping[str, nn.Module]) -> None:
+        self._pipe = pipe
+        self._exact = dict(denoisers)
+        self._copies = {name: _in_fp8(model) for name, model in denoisers.items()}
+        self.copies: Sequence[nn.Module] = list(self._copies.values())
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        try:
+            self._place(self._copies)
+            yield
+        finally:
+            self._place(self._exact)
+
+    @contextmanager
+    def fresh(self) -> Iterator[None]:
+        yield
+
+    def _place(self, models: Mapping[str, nn.Module]) -> None:
+        for name, model in models.items():
+            setattr(self._pipe, name, model)
+
+
+def _in_fp8(model: Any) -> nn.Module:
+    """A copy: the hooks that count rows come along."""
+    twin = copy.deepcopy(model)
+    twin.__dict__.pop("forward", None)  # compiled, it would be the first one's
+    if not _torchao(next(model.parameters()).device):
+        stored_in_fp8(twin, model.dtype)
+        return twin
+    torchao: Any = importlib.import_module("torchao.quantization")
+    per_row = torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
+    torchao.quantize_(twin, per_row)
+    return twin
+
+
+def _torchao(device: torch.device) -> bool:
+    return device.type == "cuda" and importlib.util.find_spec("torchao") is not None
+
+
+def uncached(model: str) -> str:
+    """Why a model cannot be cached, and what to do."""
+    return (
+        f"{model} has no first-block cache in diffusers: set engine_args.profile to 'draft', to"
+        " 'fp8' or to 'exact'."
+    )
+
+
+def make_profile(
+    name: str, pipe: Any, denoisers: Mapping[str, nn.Module], threshold: float
+) -> Profile | None:
+    """What a profile does to drafts beyond their number of steps; None: nothing."""
+    if name == "cached":
+        return Cached(denoisers, threshold)
+    return Fp8(pipe, denoisers) if name == "fp8" else None
+
+
+def check_profile(name: str, denoisers: Sequence[type], offload: str) -> None:
+    """Refuse what a profile cannot do, before any weight loads. offload: as the config asks."""
+    for each in denoisers if name == "cached" else ():
+        if not hasattr(each, "enable_cache"):
+            raise UserError(uncached(each.__name__))
+    if name in ("cached", "fp8") and offload not in ("auto", "none"):
+        raise UserError(
+            f"engine_args.profile '{name}' needs the denoiser in place: set engine_args.offload to"
+            " 'none', or the profile to 'draft'."
+        )
