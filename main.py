@@ -6,9 +6,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from utils import UserError
+
+if TYPE_CHECKING:
+    from experiment.config import ExperimentConfig
 
 VERSION = "0.1.0"
 CONFIG = "configs/flux.1_dev.json"
@@ -48,6 +51,9 @@ def parser() -> Flags:
     add("--seed", type=int, help="the run's seed (default 0)")
     add("--output_dir", default="output", help="root of the output tree (default: output)")
     add("--resume", metavar="RUN|auto", help="go on with this run folder, or the newest unfinished")
+    add("--run_name", metavar="NAME", help="of the run folder, in place of the time; goes on in it")
+    add("--num_shards", type=int, metavar="N", help="share the prompts out to so many processes")
+    add("--shard_index", type=int, metavar="I", help="which of them this is, from 0")
     add("--dry_run", action="store_true", help="check everything and print the plan; load nothing")
     add(
         "--probe",
@@ -131,6 +137,23 @@ def _replay(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run(config: ExperimentConfig, args: argparse.Namespace) -> int:
+    """The whole experiment, or this process's share of it; 3 if some prompts failed."""
+    from experiment.runner import run
+    from experiment.sharded import run_shard
+    from experiment.shards import which_shard
+
+    if args.resume is not None and args.run_name is not None:
+        raise UserError("Give either --resume or --run_name, not both: a named run goes on anyway.")
+    shard = which_shard(args.num_shards, args.shard_index)
+    where = (args.resume, args.run_name)
+    if shard is None:
+        ran = run(config, args.output_dir, *where)
+    else:
+        ran = run_shard(config, args.output_dir, shard, *where)
+    return 3 if ran.failed else 0
+
+
 def main(argv: list[str] | None = None) -> int:
     try:
         args = parser().parse_args(argv)
@@ -157,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.resume is not None and args.probe is not None:
             raise UserError("--resume goes with a search, not with --probe.")
         from experiment.config import load_config
-        from experiment.runner import plan, run
+        from experiment.runner import plan
 
         config = load_config(_config_path(args), overrides(args))
         if args.probe is not None:
@@ -170,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         elif args.dry_run:
             print(plan(config))
         else:
-            return 3 if run(config, args.output_dir, args.resume).failed else 0
+            return _run(config, args)
         return 0
     except UserError as error:
         print(error, file=sys.stderr)

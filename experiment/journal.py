@@ -7,12 +7,13 @@ long as they last: the search asks the same again, for all its randomness is key
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -240,13 +241,17 @@ def remove_journal(store: RunStore, index: int) -> None:
     """Remove all that was kept for a prompt that is done."""
     for path in store.state.glob(f"prompt{index}[_.]*"):
         path.unlink(missing_ok=True)
-    if store.state.is_dir() and not any(store.state.iterdir()):
+    with contextlib.suppress(OSError):  # not empty, or gone
         store.state.rmdir()
 
 
-def pictures_named(store: RunStore) -> set[str]:
-    """The pictures in the run folder that journals name."""
-    lines = [line for path in store.state.glob("prompt*.jsonl") for _, line in mend_lines(path)]
+def pictures_named(store: RunStore, indices: Iterable[int] | None = None) -> set[str]:
+    """The pictures in the run folder that journals name: of these prompts, or of all."""
+    if indices is None:
+        paths = list(store.state.glob("prompt*.jsonl"))
+    else:
+        paths = [store.state / f"prompt{index}.jsonl" for index in indices]
+    lines = [line for path in paths for _, line in mend_lines(path)]
     return {path for line in lines for path in line.get("paths", ()) if path is not None}
 
 

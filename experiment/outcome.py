@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,13 @@ class Outcome:
             **_cost(self.spent),
             "statuses": dict(self.book.statuses),
         }
+
+
+def summed_up(prompts: Sequence[Prompt], summaries: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    """The run's summary, from those of its prompts."""
+    each = [summaries[prompt.index] for prompt in prompts]
+    total = {name: round(sum(summary[name] for summary in each), 3) for name in TOTALS}
+    return {"prompts": each, "total": total}
 
 
 class Failed(Exception):

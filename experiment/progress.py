@@ -29,16 +29,9 @@ class Progress:
         self._path = store.state / DONE
         self.batch_size = batch_size
         self.summaries: dict[int, dict[str, Any]] = {}
-        texts = {prompt.index: prompt.text for prompt in prompts}
-        for _, line in mend_lines(self._path):
-            summary = line["summary"]
-            if texts.get(summary["prompt_index"]) != summary["prompt"]:
-                raise UserError(
-                    f"{store.folder} holds results of other prompts: restore those that the run"
-                    " began with, or start a new run."
-                )
-            self.summaries[summary["prompt_index"]] = summary
-            self.batch_size = line["batch_size"]
+        for line in done_lines(store, prompts):
+            self.summaries[line["summary"]["prompt_index"]] = line["summary"]
+            self.batch_size = min(self.batch_size, line["batch_size"])
         clear(store, {p.index: p.stem for p in prompts if p.index in self.summaries})
 
     def add(self, summary: dict[str, Any], batch_size: int) -> None:
@@ -63,6 +56,19 @@ class Progress:
         if (self._store.state / _chosen(index)).exists():
             return from_tensors(self._store.read_tensors(_chosen(index)), 1)[0]
         return self._store.read_media(best["path"])
+
+
+def done_lines(store: RunStore, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """What is recorded of prompts that are done; refuses records of other prompts."""
+    texts = {prompt.index: prompt.text for prompt in prompts}
+    lines = [line for _, line in mend_lines(store.state / DONE)]
+    for summary in (line["summary"] for line in lines):
+        if texts.get(summary["prompt_index"]) != summary["prompt"]:
+            raise UserError(
+                f"{store.folder} holds results of other prompts: restore those that the run"
+                " began with, or start a new run."
+            )
+    return lines
 
 
 def remove_state(store: RunStore) -> None:

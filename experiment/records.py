@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,6 +16,7 @@ from utils import UserError
 CANDIDATES = "candidates.jsonl"
 SUMMARY = "summary.json"
 STATE = "state"  # a folder, there while a run is unfinished
+SHARDS = "shards"  # within it: what several processes have done that is not yet merged
 _NAME = re.compile(r"prompt@(.+?)_hash@([^_]+)_i@(\d+)_s@(\d+)\.(\w+)")
 
 
@@ -119,29 +120,44 @@ def read_rounds(folder: Path) -> list[RoundRecord]:
     return [_round(file) for file in result_files(folder, ".json")]
 
 
+def candidate_files(folder: Path) -> list[Path]:
+    """The files that hold a run's rows: `candidates.jsonl`, and while several processes work on the
+    run one more of each prompt that they have taken, in the order of the prompts."""
+    taken = (folder / STATE / SHARDS).glob("prompt*.jsonl")
+    files = [folder / CANDIDATES, *sorted(taken, key=lambda p: (len(p.name), p.name))]
+    return [path for path in files if path.exists()]
+
+
 def read_candidates(folder: Path) -> list[CandidateRecord]:
-    """The rows of `candidates.jsonl` in the order they were written; none if there is no such file.
+    """A run's rows in the order they were written; none if there is no file of them.
 
     A last line that an interruption cut short is left out; damage anywhere else is an error.
     """
-    path = folder / CANDIDATES
-    if not path.exists():
-        return []
-    # Not splitlines(): a prompt may hold U+2028, which ends a line of text but not a row.
-    lines = [line for line in enumerate(path.read_bytes().split(b"\n"), 1) if line[1].strip()]
+    return [record for path in candidate_files(folder) for record in _read_rows(path)]
+
+
+def _read_rows(path: Path) -> list[CandidateRecord]:
     records = []
-    for number, line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == lines[-1][0]:
-                break
-            raise UserError(_damaged_row(path, number)) from error
+    for number, row in written_rows(path):
         try:
             records.append(_candidate(row))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(_damaged_row(path, number)) from error
     return records
+
+
+def written_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """The rows of a file that may still grow, as they stand in it, with their lines' numbers."""
+    # Not splitlines(): a prompt may hold U+2028, which ends a line of text but not a row.
+    lines = [line for line in enumerate(path.read_bytes().split(b"\n"), 1) if line[1].strip()]
+    for number, line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == lines[-1][0]:
+                return
+            raise UserError(_damaged_row(path, number)) from error
+        yield number, row
 
 
 def mend_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -18,8 +18,9 @@ from experiment.manifest import manifest
 from experiment.plan import Plan, images_at_once, make_plan, refuse_cuts
 from experiment.progress import remove_state
 from experiment.prompts import Prompt, load_prompts
-from experiment.resume import check_world, config_of_run, finished, run_to_resume
+from experiment.resume import check_world, config_of_run, finished, run_named, run_to_resume
 from experiment.searching import Experiment
+from experiment.shard_files import alone, take_over
 from experiment.stops import Stopped
 from experiment.store import RunStore, refuse_unwritable
 from pipelines.denoiser import Denoiser
@@ -58,29 +59,37 @@ class Ran:
     failed: int = 0
 
 
-def run(config: ExperimentConfig, output_dir: str, resume: str | None = None) -> Ran:
+def run(
+    config: ExperimentConfig,
+    output_dir: str,
+    resume: str | None = None,
+    run_name: str | None = None,
+) -> Ran:
     """Run the whole experiment, or go on with one.
 
     resume: the folder of a run, or "auto": the newest unfinished one of this config, or a new one.
+    run_name: of a run that begins, or goes on if it has begun.
     """
     folder = None if resume is None else run_to_resume(config, output_dir, resume)
+    if run_name is not None:
+        folder = run_named(config, output_dir, run_name)
     if folder is not None:
         return _gone_on(config, folder)
     planned = plan(config)
     refuse_unwritable(output_dir)
     engine = load(config, planned)
-    store = RunStore.create(output_dir, config)
+    store = RunStore.create(output_dir, config, run_name)
     with locked(store.folder):
         store.write_json("config.json", saved(config, engine.batch_size, engine.vae))
-        store.write_json("manifest.json", _world(engine, planned))
+        store.write_json("manifest.json", world(engine, planned))
         print(f"Results go to {store.folder}", flush=True)
-        return _ran(config, planned, engine, store)
+        return ran_alone(engine.experiment(config, planned, store))
 
 
 def _gone_on(config: ExperimentConfig, folder: Path) -> Ran:
     """Go on with a run in the way it began."""
     refuse_unwritable(str(folder))
-    with locked(folder):
+    with alone(folder):
         config = config_of_run(folder, config)
         store = RunStore(folder, config.export)
         if finished(folder):
@@ -88,36 +97,52 @@ def _gone_on(config: ExperimentConfig, folder: Path) -> Ran:
             print(f"{folder} is finished: there is nothing to resume.", flush=True)
             return Ran(folder)
         planned = plan(config)
+        take_over(store, planned.prompts)
         engine = load(config, planned)
-        world = _world(engine, planned)
-        if other := check_world(folder, world):
-            print(f"Other {', '.join(other)} than before: images may differ in their last bits.")
-        if not (folder / "manifest.json").exists():
-            store.write_json("manifest.json", world)
+        check_or_write_world(store, world(engine, planned))
         print(f"Going on with {folder}", flush=True)
-        return _ran(config, planned, engine, store)
+        return ran_alone(engine.experiment(config, planned, store))
 
 
-def _ran(config: ExperimentConfig, planned: Plan, engine: Engine, store: RunStore) -> Ran:
-    if warning := short_of_room(planned, engine.denoiser.call_args, store.folder):
+def check_or_write_world(store: RunStore, now: Mapping[str, Any]) -> None:
+    """Say what differs from when the run began, or note it down as it begins."""
+    if other := check_world(store.folder, now):
+        print(f"Other {', '.join(other)} than before: images may differ in their last bits.")
+    if not (store.folder / "manifest.json").exists():
+        store.write_json("manifest.json", now)
+
+
+def ran_alone(experiment: Experiment) -> Ran:
+    done = ran(experiment)
+    tell_failed(experiment.store, done.failed)
+    return done
+
+
+def ran(experiment: Experiment) -> Ran:
+    """Run it to its end, and say how to go on where it does not get there."""
+    store, call_args = experiment.store, experiment.denoiser.call_args
+    if warning := short_of_room(experiment.planned, call_args, store.folder):
         print(warning, flush=True)
-    experiment = Experiment(
-        config, engine.denoiser, engine.verifier, engine.judges, store, planned, engine.batch_size
-    )
-    hint = f"To resume: python main.py --resume {shlex.quote(str(store.folder))}"
     try:
         experiment.run()
     except Stopped as stop:
-        raise Stopped(f"{stop}\n{hint}") from stop
+        raise Stopped(f"{stop}\n{_hint(store)}") from stop
     except KeyboardInterrupt:
-        print(f"Interrupted. {hint}", file=sys.stderr)
+        print(f"Interrupted. {_hint(store)}", file=sys.stderr)
         raise
-    if experiment.failed:
-        print(f"{experiment.failed} prompts failed: summary.json says why. {hint}", flush=True)
     return Ran(store.folder, experiment.failed)
 
 
-def _world(engine: Engine, planned: Plan) -> dict[str, Any]:
+def tell_failed(store: RunStore, failed: int) -> None:
+    if failed:
+        print(f"{failed} prompts failed: summary.json says why. {_hint(store)}", flush=True)
+
+
+def _hint(store: RunStore) -> str:
+    return f"To resume: python main.py --resume {shlex.quote(str(store.folder))}"
+
+
+def world(engine: Engine, planned: Plan) -> dict[str, Any]:
     """The manifest: all that images may depend on beside the config."""
     texts = json.dumps([prompt.text for prompt in planned.prompts])
     return {**engine.manifest, "prompts_hash": digest(texts)}
@@ -132,6 +157,18 @@ class Engine:
     judges: Mapping[str, Chosen]
     batch_size: int
     manifest: dict[str, Any]
+
+    def experiment(
+        self,
+        config: ExperimentConfig,
+        planned: Plan,
+        store: RunStore,
+        kind: type[Experiment] = Experiment,
+    ) -> Experiment:
+        """The planned prompts' searches, to be written to this store."""
+        return kind(
+            config, self.denoiser, self.verifier, self.judges, store, planned, self.batch_size
+        )
 
     @property
     def vae(self) -> str | None:
@@ -207,7 +244,9 @@ def _numbered(judges: Sequence[Chosen]) -> dict[str, Chosen]:
     return named
 
 
-def saved(config: ExperimentConfig, batch_size: int, vae: str | None = None) -> dict[str, Any]:
+def saved(
+    config: ExperimentConfig, batch_size: int | str, vae: str | None = None
+) -> dict[str, Any]:
     """The resolved config with the batch size and the way of decoding in use, on which an image's
     last bits depend."""
     whole = config.resolved()

@@ -51,18 +51,24 @@ def refuse_unwritable(root: str) -> None:
         raise UserError(f"Nothing can be written to '{root}': choose another --output_dir.")
 
 
+def time_stamp() -> str:
+    """The name of a run that begins now."""
+    return datetime.now().strftime("%Y%m%d_%H%M%S")
+
+
 class RunStore:
     """One run's folder, below output/<model>/<verifier>/<metric>/."""
 
     def __init__(self, folder: Path, export: ExportArgs) -> None:
         self.folder = folder
-        self._export = export
+        self.export = export
 
     @classmethod
-    def create(cls, root: str, config: ExperimentConfig) -> RunStore:
-        """A new folder named by the time; a second run within the second gets a number."""
+    def create(cls, root: str, config: ExperimentConfig, name: str | None = None) -> RunStore:
+        """A new folder of this name, or named by the time; where there is one already, the name
+        gets a number."""
         parent = runs_of(root, config)
-        stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
+        stamp = name or time_stamp()
         try:
             parent.mkdir(parents=True, exist_ok=True)
             for number in range(1, 10_000):
@@ -86,8 +92,12 @@ class RunStore:
 
     def append_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rows of `candidates.jsonl`, on disk when this returns."""
-        with open(self.folder / CANDIDATES, "ab") as file:
-            file.write(b"".join(map(_row, rows)))
+        self.append_lines(self.folder / CANDIDATES, rows)
+
+    def append_lines(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Rows at the end of a file, on disk when this returns."""
+        with open(path, "ab") as file:
+            file.write(b"".join(map(encoded_row, rows)))
             file.flush()
             os.fsync(file.fileno())
 
@@ -100,7 +110,7 @@ class RunStore:
         rows = [row for _, row in mend_lines(path) if row["prompt_index"] in done]
         if path.exists():
             rows.sort(key=lambda row: row["prompt_index"])
-            write_atomically(path, b"".join(map(_row, rows)))
+            write_atomically(path, b"".join(map(encoded_row, rows)))
 
     def keep_files(self, stems: Collection[str], paths: Collection[str]) -> None:
         """Drop the pictures and records of all prompts but these, save those at these paths."""
@@ -153,7 +163,7 @@ class RunStore:
             from experiment.video import mp4_bytes
 
             name = self.name(prompt, round, seed, ".mp4")
-            data = mp4_bytes(media, self._export.fps, crf=self._export.rate_factor)
+            data = mp4_bytes(media, self.export.fps, crf=self.export.rate_factor)
         else:
             name = self.name(prompt, round, seed, ".png")
             data = png_bytes(media)
@@ -181,5 +191,6 @@ class RunStore:
         self.write_json(self.name(prompt, round, seed, ".json"), content)
 
 
-def _row(row: Mapping[str, Any]) -> bytes:
+def encoded_row(row: Mapping[str, Any]) -> bytes:
+    """A JSON object as a line."""
     return (json.dumps(row, allow_nan=False) + "\n").encode()

@@ -1,0 +1,196 @@
+"""A run folder that several processes write, and how their parts become one run's.
+
+A prompt belongs to one process at a time, and so does every file that is named after it. Pictures,
+records and journals are where a process alone would put them. What a process alone would add to a
+file of the whole run waits in files of the prompt's own:
+
+    state/shards/prompt<index>.jsonl   its rows of candidates.jsonl
+    state/shards/prompt<index>.json    its part of summary.json, when it is done or has failed
+
+Who finds that the last prompt is done makes the run's files of them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from experiment.journal import pictures_named
+from experiment.lock import NAME as LOCK
+from experiment.lock import locked, waited_for
+from experiment.outcome import summed_up
+from experiment.progress import DONE, Progress, done_lines, remove_state
+from experiment.prompts import Prompt
+from experiment.records import CANDIDATES, SHARDS, mend_lines, read_object
+from experiment.searching import Experiment
+from experiment.store import RunStore, encoded_row
+from utils import write_atomically
+
+GATE = ".gate"  # held for moments: by who begins, and by who merges
+
+
+class ShardStore(RunStore):
+    """A run folder in which rows wait in a file of their prompt's own."""
+
+    @property
+    def shards(self) -> Path:
+        return self.state / SHARDS
+
+    def rows_path(self, index: int) -> Path:
+        return self.shards / f"prompt{index}.jsonl"
+
+    def result_path(self, index: int) -> Path:
+        return self.shards / f"prompt{index}.json"
+
+    def append_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            self.append_lines(self.rows_path(row["prompt_index"]), [row])
+
+    def keep_rows(self, done: Any) -> None:
+        """Rows are put in order when all prompts are done."""
+
+    def write_result(self, summary: Mapping[str, Any], batch_size: int) -> None:
+        """A prompt's part of the summary: from now on it is done, or has failed."""
+        text = json.dumps({"summary": summary, "batch_size": batch_size})
+        write_atomically(self.result_path(summary["prompt_index"]), text.encode())
+
+    def results(self) -> dict[int, dict[str, Any]]:
+        """What has been written of prompts so far, by their numbers."""
+        found = (read_object(path) for path in self.shards.glob("prompt*.json"))
+        return {content["summary"]["prompt_index"]: content for content in found}
+
+
+class ShardProgress(Progress):
+    """Which of one process's prompts are done."""
+
+    def __init__(self, store: ShardStore, prompts: Sequence[Prompt], batch_size: int) -> None:
+        self._shards = store
+        self.summaries = {}
+        before = [line for _, line in mend_lines(store.state / DONE)]
+        lines = [*before, *store.results().values()]
+        mine = {prompt.index for prompt in prompts}
+        self.batch_size = min([batch_size, *(line["batch_size"] for line in lines)])
+        for line in lines:
+            if line["summary"]["prompt_index"] in mine and "failed" not in line["summary"]:
+                self.summaries[line["summary"]["prompt_index"]] = line["summary"]
+
+    def add(self, summary: dict[str, Any], batch_size: int) -> None:
+        self._shards.write_result(summary, batch_size)
+        self.summaries[summary["prompt_index"]] = summary
+
+
+class ShardExperiment(Experiment):
+    """A search for some of a run's prompts; `merge` sums up when all are done."""
+
+    store: ShardStore
+
+    def _opened(self) -> Progress:
+        return ShardProgress(self.store, self.planned.prompts, self.batch_size)
+
+    def _end(self, summaries: Mapping[int, dict[str, Any]]) -> None:
+        failed = [summary for summary in summaries.values() if "failed" in summary]
+        for summary in failed:
+            self.store.write_result(summary, self.batch_size)
+        self.failed = len(failed)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Have the run folder to oneself; refuses while any process works in it."""
+    with ExitStack() as held:
+        with waited_for(folder, GATE):
+            _refuse_living(folder.glob(".shard*.lock"))
+            held.enter_context(locked(folder))
+        yield
+
+
+def _refuse_living(locks: Iterable[Path]) -> None:
+    """Refuse if one of these locks has a living owner; those of dead ones go."""
+    for path in locks:
+        with locked(path.parent, path.name):
+            pass
+
+
+@contextmanager
+def sharing(folder: Path, index: int, count: int) -> Iterator[None]:
+    """Be this shard of the run; refuses while another process is, or processes of another count."""
+    with ExitStack() as held:
+        with waited_for(folder, GATE):
+            others = folder.glob(".shard*.lock")
+            unlike = [p for p in others if not p.name.endswith(f"of{count}.lock")]
+            _refuse_living([folder / LOCK, *unlike])
+            held.enter_context(locked(folder, f".shard{index}of{count}.lock"))
+        yield
+
+
+def clear_shard(store: ShardStore, prompts: Sequence[Prompt], mine: Sequence[Prompt]) -> list[int]:
+    """Remove what these prompts left unfinished, save what journals name; returns their numbers.
+
+    Checks that what the run has done was done for its prompts. Call it with the gate held.
+    """
+    before = {line["summary"]["prompt_index"] for line in done_lines(store, prompts)}
+    RunStore.keep_rows(store, before)
+    store.shards.mkdir(parents=True, exist_ok=True)
+    done = before | {i for i, r in store.results().items() if "failed" not in r["summary"]}
+    left = [prompt for prompt in mine if prompt.index not in done]
+    named = pictures_named(store, [prompt.index for prompt in left])
+    stems = {prompt.stem for prompt in left}
+    for prompt in left:
+        store.result_path(prompt.index).unlink(missing_ok=True)
+        store.rows_path(prompt.index).unlink(missing_ok=True)
+    for path in store.folder.glob("prompt@*_i@*"):
+        if path.name.rsplit("_i@", 1)[0] in stems and path.name not in named:
+            path.unlink()
+    return [prompt.index for prompt in left]
+
+
+def merge(store: ShardStore, prompts: Sequence[Prompt]) -> int | None:
+    """Make one run of it, if all prompts are done or have failed; returns how many failed.
+
+    None while some are still to be done. Call it with the gate held.
+    """
+    done = {line["summary"]["prompt_index"]: line for line in done_lines(store, prompts)}
+    lines = store.results() | done
+    if any(prompt.index not in lines for prompt in prompts):
+        return None
+    gather(store, prompts)
+    content = summed_up(prompts, {index: line["summary"] for index, line in lines.items()})
+    store.write_summary(content)
+    shutil.rmtree(store.shards, ignore_errors=True)
+    failed = sum("failed" in summary for summary in content["prompts"])
+    if not failed:
+        remove_state(store)
+    return failed
+
+
+def gather(store: RunStore, prompts: Sequence[Prompt]) -> None:
+    """Put what is done, and what has failed, where a process alone would have put it.
+
+    May be cut short anywhere and done again. The prompts' own files stay.
+    """
+    shards = ShardStore(store.folder, store.export)
+    results = shards.results()
+    if not results:
+        return
+    before = {line["summary"]["prompt_index"]: line for line in done_lines(store, prompts)}
+    old = [row for _, row in mend_lines(store.folder / CANDIDATES) if row["prompt_index"] in before]
+    new = [
+        row
+        for index in sorted(results.keys() - before.keys())
+        for _, row in mend_lines(shards.rows_path(index))
+    ]
+    rows = sorted([*old, *new], key=lambda row: row["prompt_index"])
+    write_atomically(store.folder / CANDIDATES, b"".join(map(encoded_row, rows)))
+    lines = results | before
+    done = [lines[i] for i in sorted(lines) if "failed" not in lines[i]["summary"]]
+    write_atomically(store.state / DONE, b"".join(map(encoded_row, done)))
+
+
+def take_over(store: RunStore, prompts: Sequence[Prompt]) -> None:
+    """Go on alone with what several processes began."""
+    gather(store, prompts)
+    shutil.rmtree(ShardStore(store.folder, store.export).shards, ignore_errors=True)
