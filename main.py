@@ -47,6 +47,7 @@ def parser() -> Flags:
         action="store_true",
         help="the same bits each time, also on a GPU: slower",
     )
+    add("--executor", choices=("local", "ray"), default="local", help="where prompts are searched")
     add("--set", action="append", default=[], metavar="KEY.KEY=VALUE", help="override a config key")
     add("--seed", type=int, help="the run's seed (default 0)")
     add("--output_dir", default="output", help="root of the output tree (default: output)")
@@ -139,18 +140,32 @@ def _replay(args: argparse.Namespace) -> int:
 
 def _run(config: ExperimentConfig, args: argparse.Namespace) -> int:
     """The whole experiment, or this process's share of it; 3 if some prompts failed."""
+    from experiment.mirror import is_url, output_place
     from experiment.runner import run
     from experiment.sharded import run_shard
     from experiment.shards import which_shard
 
     if args.resume is not None and args.run_name is not None:
         raise UserError("Give either --resume or --run_name, not both: a named run goes on anyway.")
-    shard = which_shard(args.num_shards, args.shard_index)
+    on_ray = args.executor == "ray"
+    if on_ray and args.num_shards is not None:
+        raise UserError("Ray shares the prompts out itself: leave out --num_shards.")
+    shard = None if on_ray else which_shard(args.num_shards, args.shard_index)
+    if shard is not None and is_url(args.output_dir):
+        raise UserError(
+            "Object storage has no locks for several processes: give a shared folder as"
+            " --output_dir, or --executor ray."
+        )
     where = (args.resume, args.run_name)
-    if shard is None:
-        ran = run(config, args.output_dir, *where)
-    else:
-        ran = run_shard(config, args.output_dir, shard, *where)
+    with output_place(config, args.output_dir, *where) as place:
+        if on_ray:
+            from experiment.ray_run import run_on_ray
+
+            ran = run_on_ray(config, place, *where)
+        elif shard is not None:
+            ran = run_shard(config, place.root, shard, *where)
+        else:
+            ran = run(config, place.root, *where)
     return 3 if ran.failed else 0
 
 

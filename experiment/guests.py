@@ -29,6 +29,6 @@ class Guest(Chosen):
 
 def guest(verifier: Chosen, residence: Residence | None) -> Chosen:
     """The verifier, as a guest where it cannot share the device."""
-    if residence is None or not residence.alone:
+    if residence is None or not residence.alone or verifier.away:
         return verifier
     return Guest(verifier.verifier, verifier.name, verifier.metric, residence)

@@ -44,6 +44,12 @@ class Outcome:
         }
 
 
+def unsearched(prompt: Prompt, reason: str) -> dict[str, Any]:
+    """The summary of a prompt whose search left nothing to sum up."""
+    told = {"prompt": prompt.text, "prompt_index": prompt.index, "category": prompt.category}
+    return {**told, "best": None, **_cost(Cost()), "statuses": {}, "failed": reason}
+
+
 def summed_up(prompts: Sequence[Prompt], summaries: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     """The run's summary, from those of its prompts."""
     each = [summaries[prompt.index] for prompt in prompts]

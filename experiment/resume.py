@@ -60,6 +60,7 @@ def config_of_run(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
     """The run's own config; only where weights are kept is as asked for now."""
     whole = read_object(folder / "config.json")
     whole["use_low_gpu_vram"] = config.use_low_gpu_vram
+    whole["ray_args"] = config.ray_args.model_dump(mode="json")
     whole["engine_args"]["offload"] = config.engine_args.offload
     return parse_config(whole)
 

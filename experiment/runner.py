@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,19 +126,19 @@ def ran(experiment: Experiment) -> Ran:
     try:
         experiment.run()
     except Stopped as stop:
-        raise Stopped(f"{stop}\n{_hint(store)}") from stop
+        raise Stopped(f"{stop}\n{hint(store)}") from stop
     except KeyboardInterrupt:
-        print(f"Interrupted. {_hint(store)}", file=sys.stderr)
+        print(f"Interrupted. {hint(store)}", file=sys.stderr)
         raise
     return Ran(store.folder, experiment.failed)
 
 
 def tell_failed(store: RunStore, failed: int) -> None:
     if failed:
-        print(f"{failed} prompts failed: summary.json says why. {_hint(store)}", flush=True)
+        print(f"{failed} prompts failed: summary.json says why. {hint(store)}", flush=True)
 
 
-def _hint(store: RunStore) -> str:
+def hint(store: RunStore) -> str:
     return f"To resume: python main.py --resume {shlex.quote(str(store.folder))}"
 
 
@@ -177,11 +177,22 @@ class Engine:
         return None if residence is None else residence.placement.vae
 
 
-def load(config: ExperimentConfig, planned: Plan) -> Engine:
-    """Check what can be checked before weights load, then load them."""
+def load(
+    config: ExperimentConfig,
+    planned: Plan,
+    elsewhere: Callable[[Chosen, str], Chosen] | None = None,
+) -> Engine:
+    """Check what can be checked before weights load, then load them.
+
+    elsewhere: what to ask in place of a verifier (named "") and of each judge, by its name.
+    """
     hush()
     verifier = config.verifier_args.build()
-    judges = _numbered([judge.build() for judge in config.judges])
+    judges = named_judges(config)
+    if elsewhere is not None:
+        judges = {name: elsewhere(judge, name) for name, judge in judges.items()}
+        if "gradient" not in config.search_args.build().needs:  # which needs it at hand
+            verifier = elsewhere(verifier, "")
     for name, judge in judges.items():
         if judge.preview_noise is not None:
             raise UserError(f"'{name}' wants previews, which only verifier_args gets, not a judge.")
@@ -236,10 +247,10 @@ def _try_call(denoiser: Denoiser, prompt: Prompt, batch_size: int) -> None:
         raise UserError(f"The pipeline refuses its call arguments: {reason}.") from error
 
 
-def _numbered(judges: Sequence[Chosen]) -> dict[str, Chosen]:
+def named_judges(config: ExperimentConfig) -> dict[str, Chosen]:
     """Judges by name; the second of the same name gets a number."""
     named: dict[str, Chosen] = {}
-    for judge in judges:
+    for judge in (args.build() for args in config.judges):
         named[free_name(judge.name, named)] = judge
     return named
 

@@ -137,6 +137,12 @@ def clear_shard(store: ShardStore, prompts: Sequence[Prompt], mine: Sequence[Pro
     store.shards.mkdir(parents=True, exist_ok=True)
     done = before | {i for i, r in store.results().items() if "failed" not in r["summary"]}
     left = [prompt for prompt in mine if prompt.index not in done]
+    clear_prompts(store, left)
+    return [prompt.index for prompt in left]
+
+
+def clear_prompts(store: ShardStore, left: Sequence[Prompt]) -> None:
+    """Remove what these prompts, which nobody is searching for, left unfinished."""
     named = pictures_named(store, [prompt.index for prompt in left])
     stems = {prompt.stem for prompt in left}
     for prompt in left:
@@ -145,7 +151,6 @@ def clear_shard(store: ShardStore, prompts: Sequence[Prompt], mine: Sequence[Pro
     for path in store.folder.glob("prompt@*_i@*"):
         if path.name.rsplit("_i@", 1)[0] in stems and path.name not in named:
             path.unlink()
-    return [prompt.index for prompt in left]
 
 
 def merge(store: ShardStore, prompts: Sequence[Prompt]) -> int | None:

@@ -168,6 +168,11 @@ class Chosen:
         check_metric(self.name, self.verifier.metrics, self.metric)
 
     @property
+    def away(self) -> bool:
+        """Whether its weights are in another process, so that it needs no room here."""
+        return False
+
+    @property
     def explains(self) -> bool:
         return self.verifier.explains
 
