@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.config import parse_config
-from experiment.lock import waited_for
+from experiment.lock import DEAD, waited_for
 from experiment.mirror import Mirror, mirroring
 from experiment.plan import make_plan
 from experiment.prompts import Prompt
@@ -82,17 +82,19 @@ class Remote(Chosen):
 class Pipeline:
     """A loaded pipeline that searches for one prompt after another.
 
-    ask: scores items by verifiers that run elsewhere; None: this worker loads its own.
+    It is made without arguments, so that Ray can make it again at any time.
     """
 
-    def __init__(self, job: Job, ask: Ask | None) -> None:
-        self._job = job
-        self._ask = ask
+    def __init__(self) -> None:
         self._engine: Engine | None = None
         self._mirror: Mirror | None = None
 
-    def ready(self) -> str | None:
-        """Load what there is to load; returns why that cannot be done, if it cannot."""
+    def ready(self, job: Job, ask: Ask | None) -> str | None:
+        """Load what there is to load; returns why that cannot be done, if it cannot.
+
+        ask: scores items by verifiers that run elsewhere; None: this worker loads its own.
+        """
+        self._job, self._ask = job, ask
         try:
             self._load()
         except UserError as error:
@@ -130,14 +132,13 @@ class Pipeline:
 
     def search(self, index: int) -> Told:
         """Search for a prompt, from where any worker left it."""
-        self._load()
-        assert self._engine is not None
+        assert self._engine is not None, "ready has not been called"
         (prompt,) = (prompt for prompt in self._job.prompts if prompt.index == index)
         own = replace(self._planned, prompts=[prompt])
         experiment = self._engine.experiment(self._config, own, self._store, ShardExperiment)
         with contextlib.redirect_stdout(io.StringIO()) as text:
             try:
-                with self._copied(prompt):
+                with self._own(prompt):
                     clear_prompts(self._store, [prompt])  # what a lost worker left
                     experiment.run()
             except UserError as error:
@@ -146,10 +147,14 @@ class Pipeline:
         return Told(text.getvalue(), failed=bool(experiment.failed))
 
     @contextmanager
-    def _copied(self, prompt: Prompt) -> Iterator[None]:
-        """Where workers share no folder, fetch the prompt's files, and copy them as they grow."""
+    def _own(self, prompt: Prompt) -> Iterator[None]:
+        """Have the prompt to oneself: whoever was only out of reach may still be at it.
+
+        Where workers share no folder, the prompt's files are fetched, and copied as they grow.
+        """
         if self._mirror is None:
-            yield
+            with waited_for(self._store.shards, f".prompt{prompt.index}.lock", 2 * DEAD):
+                yield
             return
         starts = (
             f"state/prompt{prompt.index}.",

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from experiment.config import ExperimentConfig, RayArgs
@@ -21,7 +23,7 @@ from experiment.mirror import Mirror, Place
 from experiment.outcome import unsearched
 from experiment.progress import remove_state
 from experiment.prompts import Prompt
-from experiment.ray_actors import Ask, Job, Judges, Pipeline, Told
+from experiment.ray_actors import Job, Judges, Pipeline, Told
 from experiment.records import read_object
 from experiment.resume import config_of_run, finished, run_named, run_to_resume
 from experiment.runner import Ran, hint, plan, saved, tell_failed
@@ -32,7 +34,8 @@ from experiment.store import RunStore, refuse_unwritable
 from utils import ROOT, UserError
 from verifiers.base import Item, Score
 
-LOST = 3  # actors that a prompt may lose before it counts as failed
+LOOK = 0.5  # seconds between looks at signals
+LOST = 3  # actors that a prompt, or the start, may lose before it counts as failed
 OBJECTS = 200 * 2**20  # bytes for what a local cluster's actors hand to each other
 HERE = ("auto", "local")
 
@@ -140,32 +143,50 @@ def _searched(
     job = Job(whole, str(store.folder), list(prompts), os.getcwd(), url)
     with _cluster(args) as ray:
         gpus = ray.cluster_resources().get("GPU", 0)
-        ask = _verifiers(ray, args, job, gpus)
+        judges = _verifiers(ray, args, job)
+        ask = _Turns(judges) if judges else None
         make = ray.remote(Pipeline).options(
             num_cpus=args.pipeline_cpus, num_gpus=args.gpus_each(gpus), max_restarts=-1
         )
-        actors = [make.remote(job, ask) for _ in range(min(args.count(gpus), len(left)))]
+        actors = [make.remote() for _ in range(min(args.count(gpus), len(left)))]
         print(f"{len(left)} prompts for {len(actors)} pipelines on Ray", flush=True)
+        _tell_short(ray, args, len(actors), gpus)
         with Interrupts():
-            _Queue(ray, store, prompts, left, actors).run()
+            own = [prompt for prompt in prompts if prompt.index in left]
+            queue = _Queue(ray, store, own, actors, (ray.put(job), ask))
+            for sentence in ray.get([judge.ready.remote() for judge in judges]):
+                if sentence is not None:
+                    raise UserError(sentence)
+            queue.run()
     if mirror is not None:
         mirror.pull(lambda name: f"{mirror.url}/{name}".startswith(f"{url}/"))
 
 
-def _verifiers(ray: Any, args: RayArgs, job: Job, gpus: float) -> Ask | None:
-    """How pipelines ask the verifiers' actors, each the next in turn; None if there are none."""
-    if not args.verifiers:
-        return None
+def _tell_short(ray: Any, args: RayArgs, pipelines: int, gpus: float) -> None:
+    """Say so where the cluster, as it is now, has no room for all actors."""
+    cores = pipelines * args.pipeline_cpus + args.verifiers * args.verifier_cpus
+    cards = pipelines * args.gpus_each(gpus) + args.verifiers * args.verifier_gpus
+    there = ray.cluster_resources().get("CPU", 0)
+    if cores > there or cards > gpus:
+        print(
+            f"The actors take {cores:g} CPUs and {cards:g} GPUs, and the cluster has {there:g} and"
+            f" {gpus:g}: some wait until it has grown.",
+            flush=True,
+        )
+
+
+def _verifiers(ray: Any, args: RayArgs, job: Job) -> list[Any]:
+    """The verifiers' actors, loading."""
     make = ray.remote(Judges).options(
         num_cpus=args.verifier_cpus, num_gpus=args.verifier_gpus, max_restarts=-1,
         max_task_retries=-1,
     )  # fmt: skip
-    actors = [make.remote(job) for _ in range(args.verifiers)]
-    return _Turns(actors)
+    alone = replace(job, prompts=[])
+    return [make.remote(alone) for _ in range(args.verifiers)]
 
 
 class _Turns:
-    """Asks one actor after another."""
+    """How pipelines ask the verifiers' actors: each the next in turn."""
 
     def __init__(self, actors: Sequence[Any]) -> None:
         self._actors = list(actors)
@@ -185,18 +206,20 @@ class _Queue:
     """Prompts that wait, and actors that are free or at work."""
 
     def __init__(
-        self, ray: Any, store: ShardStore, prompts: Sequence[Prompt], left: list[int], actors: Any
+        self, ray: Any, store: ShardStore, left: Sequence[Prompt], actors: Any, told: Any
     ) -> None:
         self._ray = ray
         self._store = store
-        self._prompts = {prompt.index: prompt for prompt in prompts}
-        self._waiting = deque(left)
+        self._told = told
+        self._prompts = {prompt.index: prompt for prompt in left}
+        self._waiting = deque(self._prompts)
         self._open = len(left)
         self._idle: list[Any] = []
         # What each unfinished call is about: a prompt, or for None the actor's own start.
         self._working: dict[Any, tuple[Any, int | None]] = {}
         self._lost: Counter[int] = Counter()
-        self._starts_lost = self._failed_in_a_row = 0
+        self._away: list[Any] = []  # Ray is starting them again
+        self._failed_in_a_row = self._starts_lost = 0
         for actor in actors:
             self._start(actor)
 
@@ -206,21 +229,34 @@ class _Queue:
             while self._waiting and self._idle:
                 actor, index = self._idle.pop(), self._waiting.popleft()
                 self._working[actor.search.remote(index)] = (actor, index)
-            ended, _ = self._ray.wait(list(self._working), timeout=0.5)
+            if self._working:
+                ended, _ = self._ray.wait(list(self._working), timeout=LOOK)
+            else:
+                time.sleep(LOOK)
+                ended = []
             Interrupts.check()
+            away, self._away = self._away, []
             for future in ended:
                 self._end(future)
+            for actor in away:
+                self._start(actor)
 
     def _start(self, actor: Any) -> None:
-        self._working[actor.ready.remote()] = (actor, None)
+        self._working[actor.ready.remote(*self._told)] = (actor, None)
 
     def _end(self, future: Any) -> None:
         actor, index = self._working.pop(future)
         try:
             answer = self._ray.get(future)
         except self._ray.exceptions.RayActorError as error:
-            self._mourn(index, error)
-            self._start(actor)  # Ray starts it again, here or elsewhere
+            if index is not None:
+                self._mourn(index)
+            elif not isinstance(error, self._ray.exceptions.ActorUnavailableError):
+                self._starts_lost += 1
+                if self._starts_lost >= LOST:
+                    why = " ".join(str(error).split())
+                    raise UserError(f"Ray's workers cannot start: {why}") from error
+            self._away.append(actor)
             return
         self._idle.append(actor)
         if index is not None:
@@ -239,13 +275,8 @@ class _Queue:
         if self._failed_in_a_row >= FAILED_IN_A_ROW:
             raise Stopped(f"{self._failed_in_a_row} prompts in a row failed.")
 
-    def _mourn(self, index: int | None, error: Exception) -> None:
+    def _mourn(self, index: int) -> None:
         """A worker is lost: its prompt waits for another, unless it has cost too many."""
-        if index is None:
-            self._starts_lost += 1
-            if self._starts_lost > LOST * (len(self._working) + 1):
-                raise UserError(f"Ray's workers cannot start: {' '.join(str(error).split())}")
-            return
         self._lost[index] += 1
         if self._lost[index] < LOST:
             print(f"A worker was lost: prompt {index + 1} goes to the next one.", flush=True)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ PROMPTS = "a red circle\na blue square\na red circle\na green ring\n"
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}
 ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "5",
          "SLURM_ARRAY_JOB_ID": "99"}  # fmt: skip
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 TASKS = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}
 
 
@@ -255,16 +257,76 @@ def test_more_shards_than_prompts(tmp_path: Path, ask: Ask) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def written(path: Path, asked: Any) -> list[str]:
+    """The words that run this config."""
+    whole = asked.model_dump(mode="json", by_alias=True, exclude={"schema_", "ray_args"})
+    path.write_text(json.dumps(whole))
+    return ["main.py", "--pipeline_config_path", str(path), "--output_dir"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", ["state/prompt*.jsonl", "state/shards/prompt*.json"])
+def test_three_processes_are_killed_and_two_go_on(stem: str, tmp_path: Path, ask: Ask) -> None:
+    """Within their first prompts, and when some prompts are done."""
+    rounds = {"search_method": "random", "search_rounds": 3}
+    whole = run(ask(search_args=rounds), str(tmp_path / "one")).folder
+    words = written(tmp_path / "config.json", ask(search_args=rounds))
+    root = tmp_path / "many"
+
+    def start(index: int, count: int) -> subprocess.Popen[str]:
+        share = ["--num_shards", str(count), "--shard_index", str(index), "--run_name", "r"]
+        return subprocess.Popen(
+            [sys.executable, *words, str(root), *share],
+            cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    processes = [start(index, 3) for index in range(3)]
+    until(lambda: any(p.suffix == ".json" or '"batch"' in text(p) for p in root.rglob(stem)))
+    for process in processes:
+        process.kill()
+        process.communicate()
+    (folder,) = (path.parent for path in root.rglob("config.json"))
+    assert not (folder / "summary.json").exists()
+    done = [path.name for path in (folder / "state" / "shards").glob("prompt*.json")]
+    assert bool(done) == stem.endswith(".json")
+    pictures = {path: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+    named = {p for p in pictures if any(p.name in text(j) for j in journals(folder))}
+    assert named
+
+    processes = [start(index, 2) for index in range(2)]
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert sum("All 4 prompts are done" in each for each in said) == 1
+    assert content(folder) == content(whole)
+    assert all(path.stat().st_mtime_ns == pictures[path] for path in named)  # not made again
+
+
+def journals(folder: Path) -> list[Path]:
+    return [*(folder / "state").glob("prompt*.jsonl"), *(folder / "state/shards").glob("*.jsonl")]
+
+
+def text(path: Path) -> str:
+    """What is in a file that may go at any moment."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def until(true: Callable[[], bool], seconds: float = 200) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 def test_accelerate_launches_two_processes_that_come_to_what_one_does(
     tmp_path: Path, ask: Ask
 ) -> None:
     """Without GPUs accelerate starts one process, whatever number it is given, save by torchrun."""
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(ask().model_dump(mode="json", by_alias=True, exclude={"schema_"})))
-    words = ["main.py", "--pipeline_config_path", str(path), "--output_dir"]
+    words = written(tmp_path / "config.json", ask())
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     starts = {
         "one": [sys.executable],
         "plain": launch,
@@ -273,7 +335,7 @@ def test_accelerate_launches_two_processes_that_come_to_what_one_does(
     found = {}
     for name, start in starts.items():
         command = [*start, *words, str(tmp_path / name)]
-        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         (folder,) = (p.parent for p in (tmp_path / name).rglob("summary.json"))
         found[name] = content(folder)
