@@ -23,7 +23,9 @@ DEAD = 300.0  # seconds without one, after which an owner on another machine cou
 
 
 class Held(UserError):
-    """Another process holds the lock."""
+    """Another process holds the lock. elsewhere: on another machine, where it may be dead."""
+
+    elsewhere = False
 
 
 @contextmanager
@@ -51,8 +53,8 @@ def locked(folder: Path, name: str = NAME) -> Iterator[None]:
 
 
 @contextmanager
-def waited_for(folder: Path, name: str, seconds: float = 60.0) -> Iterator[None]:
-    """Hold the lock, if it must be after waiting for the process that has it."""
+def waited_for(folder: Path, name: str, seconds: float = DEAD + BEAT) -> Iterator[None]:
+    """Hold the lock, if it must be after waiting for the process that has it, or has died so."""
     end = time.monotonic() + seconds
     with ExitStack() as stack:
         while True:
@@ -122,7 +124,9 @@ def _refuse_owner(path: Path, handle: int) -> None:
         return
     elsewhere = owner.get("host") != socket.gethostname()
     if not _silent(path, handle) if elsewhere else _lives_without_lock(handle, owner):
-        raise Held(_refusal(path, owner))
+        held = Held(_refusal(path, owner))
+        held.elsewhere = elsewhere
+        raise held
 
 
 def _silent(path: Path, handle: int) -> bool:

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from experiment.journal import pictures_named
+from experiment.lock import BEAT, DEAD, Held, locked, waited_for
 from experiment.lock import NAME as LOCK
-from experiment.lock import locked, waited_for
 from experiment.outcome import summed_up
 from experiment.progress import DONE, Progress, done_lines, remove_state
 from experiment.prompts import Prompt
@@ -117,13 +118,26 @@ def _refuse_living(locks: Iterable[Path]) -> None:
 
 @contextmanager
 def sharing(folder: Path, index: int, count: int) -> Iterator[None]:
-    """Be this shard of the run; refuses while another process is, or processes of another count."""
+    """Be this shard of the run; refuses while another process is, or processes of another count.
+
+    An owner on another machine that has died, as this process's own may have before a scheduler
+    moved it here, is waited for until its silence says so.
+    """
     with ExitStack() as held:
-        with waited_for(folder, GATE):
-            others = folder.glob(".shard*.lock")
-            unlike = [p for p in others if not p.name.endswith(f"of{count}.lock")]
-            _refuse_living([folder / LOCK, *unlike])
-            held.enter_context(locked(folder, f".shard{index}of{count}.lock"))
+        end = time.monotonic() + DEAD + 2 * BEAT
+        while True:
+            try:
+                with waited_for(folder, GATE):
+                    others = folder.glob(".shard*.lock")
+                    unlike = [p for p in others if not p.name.endswith(f"of{count}.lock")]
+                    _refuse_living([folder / LOCK, *unlike])
+                    held.enter_context(locked(folder, f".shard{index}of{count}.lock"))
+                break
+            except Held as error:
+                if not error.elsewhere or time.monotonic() > end:
+                    raise
+                print(f"{error} Looking again for {DEAD / 60:.0f} minutes.", flush=True)
+                time.sleep(BEAT)
         yield
 
 

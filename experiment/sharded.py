@@ -61,8 +61,9 @@ def run_shard(
                 print(f"{folder} is finished: there is nothing to do.", flush=True)
                 return Ran(folder)
             left = clear_shard(store, prompts, mine)
-        failed = _searched(config, store, shard, mine) if left else 0
-        return Ran(folder, _merged(store, prompts, shard, failed))
+        if left:
+            _searched(config, store, shard, mine)
+        return Ran(folder, _merged(store, prompts, shard))
 
 
 def refuse_listeners(config: ExperimentConfig) -> None:
@@ -116,8 +117,10 @@ def _folder(
     return folder
 
 
-def _searched(config: ExperimentConfig, store: ShardStore, shard: Shard, mine: list[Prompt]) -> int:
-    """Search for the process's own prompts; returns how many failed."""
+def _searched(
+    config: ExperimentConfig, store: ShardStore, shard: Shard, mine: list[Prompt]
+) -> None:
+    """Search for the process's own prompts."""
     planned = plan(config)
     engine = load(_placed(config, shard), planned)
     with waited_for(store.folder, GATE):
@@ -127,7 +130,7 @@ def _searched(config: ExperimentConfig, store: ShardStore, shard: Shard, mine: l
         engine = load(_placed(config, shard), planned)
     print(f"Results go to {store.folder}", flush=True)
     own = replace(planned, prompts=mine)
-    return ran(engine.experiment(config, own, store, ShardExperiment)).failed
+    ran(engine.experiment(config, own, store, ShardExperiment))
 
 
 def settled(
@@ -151,13 +154,14 @@ def _placed(config: ExperimentConfig, shard: Shard) -> ExperimentConfig:
     return config.model_copy(update={"engine_args": engine_args})
 
 
-def _merged(store: ShardStore, prompts: list[Prompt], shard: Shard, failed: int) -> int:
-    """How many prompts failed: of the whole run, if this process was the last."""
+def _merged(store: ShardStore, prompts: list[Prompt], shard: Shard) -> int:
+    """How many prompts of the run failed, said by the process that ends last: a launcher takes an
+    exit code other than 0 for a reason to end the others."""
     with waited_for(store.folder, GATE):
         in_all = merge(store, prompts)
     if in_all is None:
         print(f"{str(shard).capitalize()} is done; the last one to end writes summary.json.")
-        return failed
+        return 0
     print(f"All {len(prompts)} prompts are done: {store.folder / 'summary.json'}")
     tell_failed(store, in_all)
     return in_all

@@ -65,12 +65,15 @@ class RunStore:
 
     @classmethod
     def create(cls, root: str, config: ExperimentConfig, name: str | None = None) -> RunStore:
-        """A new folder of this name, or named by the time; where there is one already, the name
+        """A folder of this name, or a new one named by the time; a second run within the second
         gets a number."""
         parent = runs_of(root, config)
-        stamp = name or time_stamp()
+        stamp = time_stamp()
         try:
             parent.mkdir(parents=True, exist_ok=True)
+            if name is not None:
+                (parent / name).mkdir(exist_ok=True)
+                return cls(parent / name, config.export)
             for number in range(1, 10_000):
                 folder = parent / (stamp if number == 1 else f"{stamp}_{number}")
                 try:

@@ -18,6 +18,7 @@ from experiment.lock import locked
 from experiment.prompts import listed
 from experiment.records import read_candidates
 from experiment.runner import run
+from experiment.shard_files import sharing
 from experiment.sharded import run_shard
 from experiment.shards import Shard, which_shard
 from tests.interrupted import content
@@ -221,6 +222,22 @@ with locked(pathlib.Path(sys.argv[1]), sys.argv[2]):
     print("held", flush=True)
     input()
 """
+
+
+def test_a_shard_waits_for_one_on_another_machine_that_may_be_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = tmp_path / ".shard1of2.lock"
+    lock.write_text('{"pid": 7, "host": "elsewhere"}')
+
+    def years_pass(seconds: float) -> None:
+        before = lock.stat().st_mtime - 1000
+        os.utime(lock, (before, before))
+
+    monkeypatch.setattr("experiment.shard_files.time.sleep", years_pass)
+    with sharing(tmp_path, 1, 2):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert "Process 7 on elsewhere" in capsys.readouterr().out
 
 
 def test_a_lock_of_another_machine_is_taken_over_after_long_silence(tmp_path: Path) -> None:
