@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from experiment.config import ExperimentConfig
@@ -84,6 +84,15 @@ class Mirror:
             if self._files.exists(f"{self._root}/{name}"):
                 self._files.rm_file(f"{self._root}/{name}")
             del self._copied[name]
+        self._remove_empty({str(p) for name in gone for p in PurePosixPath(name).parents} - {"."})
+
+    def _remove_empty(self, folders: set[str]) -> None:
+        """Remove folders without files, at URLs that know such."""
+        self._files.invalidate_cache()
+        for folder in sorted(folders, key=len, reverse=True):
+            path = f"{self._root}/{folder}"
+            if self._files.isdir(path) and not self._files.ls(path):
+                self._files.rmdir(path)
 
     def _here(self) -> dict[str, tuple[int, int]]:
         """The files here, whole ones only; locks and files being written begin with a dot."""

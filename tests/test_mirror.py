@@ -53,6 +53,7 @@ def test_what_is_new_is_copied_and_what_is_gone_goes(tmp_path: Path, storage: An
     (here / "summary.json").write_text("{}")
     mirror.push()
     assert mirror.names() == ["a.png", "summary.json"]
+    assert not storage.exists("/bucket/out/state")
     assert storage.cat("/bucket/out/a.png") == b"22"
 
 
