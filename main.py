@@ -51,10 +51,17 @@ def parser() -> Flags:
     add("--set", action="append", default=[], metavar="KEY.KEY=VALUE", help="override a config key")
     add("--seed", type=int, help="the run's seed (default 0)")
     add("--output_dir", default="output", help="root of the output tree (default: output)")
-    add("--resume", metavar="RUN|auto", help="go on with this run folder, or the newest unfinished")
+    add("--resume", metavar="RUN|auto", help="go on with this run folder, or the newest run")
     add("--run_name", metavar="NAME", help="of the run folder, in place of the time; goes on in it")
     add("--num_shards", type=int, metavar="N", help="share the prompts out to so many processes")
     add("--shard_index", type=int, metavar="I", help="which of them this is, from 0")
+    add(
+        "--report_to",
+        nargs="+",
+        default=[],
+        metavar="TRACKER",
+        help="also log to tensorboard, wandb, trackio, comet_ml, mlflow or another tracker",
+    )
     add("--dry_run", action="store_true", help="check everything and print the plan; load nothing")
     add(
         "--probe",
@@ -151,6 +158,11 @@ def _run(config: ExperimentConfig, args: argparse.Namespace) -> int:
     if on_ray and args.num_shards is not None:
         raise UserError("Ray shares the prompts out itself: leave out --num_shards.")
     shard = None if on_ray else which_shard(args.num_shards, args.shard_index)
+    if args.report_to and (on_ray or shard is not None):
+        raise UserError(
+            "Several processes cannot log to one tracker's run: leave out --report_to, or search"
+            " in one process (--num_shards 1)."
+        )
     if shard is not None and is_url(args.output_dir):
         raise UserError(
             "Object storage has no locks for several processes: give a shared folder as"
@@ -165,7 +177,7 @@ def _run(config: ExperimentConfig, args: argparse.Namespace) -> int:
         elif shard is not None:
             ran = run_shard(config, place.root, shard, *where)
         else:
-            ran = run(config, place.root, *where)
+            ran = run(config, place.root, *where, args.report_to)
     return 3 if ran.failed else 0
 
 
@@ -182,6 +194,8 @@ def main(argv: list[str] | None = None) -> int:
 
             print(listed_runs(args.output_dir))
             return 0
+        if args.report_to and (args.compare or args.replay or args.probe is not None):
+            raise UserError("--report_to goes with a search: leave it out here.")
         if args.replay is not None:
             return _replay(args)
         if args.compare is not None and args.probe is not None:
@@ -196,6 +210,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("--resume goes with a search, not with --probe.")
         from experiment.config import load_config
         from experiment.runner import plan
+        from experiment.tracker import asked_trackers
 
         config = load_config(_config_path(args), overrides(args))
         if args.probe is not None:
@@ -206,6 +221,7 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 print(probe(config, args.probe, args.output_dir))
         elif args.dry_run:
+            asked_trackers(args.report_to)
             print(plan(config))
         else:
             return _run(config, args)

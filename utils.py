@@ -143,6 +143,12 @@ def png_bytes(image: Image) -> bytes:
     return buffer.getvalue()
 
 
+def cache_folder() -> Path:
+    """Where what may be worked out again is kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, "inference-time-scaling")
+
+
 def json_number(value: float) -> float | None:
     """A float that JSON can hold: nan and infinities become null."""
     return value if math.isfinite(value) else None

@@ -34,10 +34,11 @@ from PIL import Image, ImageChops
 
 from experiment.config import ExperimentConfig, SearchArgs, load_config
 from experiment.manifest import manifest
-from experiment.plan import BATCH_SIZE, Plan
+from experiment.plan import Plan
 from experiment.prompts import Prompt
 from experiment.records import read_candidates
 from experiment.runner import Experiment, plan
+from experiment.speed import BATCH_SIZE
 from experiment.store import RunStore
 from pipelines.denoiser import Denoiser
 from pipelines.loading import choose_device, load_pipeline

@@ -6,7 +6,6 @@ the last and once with every answer worse: the two ends of what the run can come
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from experiment.calls import Call, asks_more, called, refuse_unfit, start_of
 from experiment.config import EngineArgs, ExperimentConfig, VerifierArgs
 from experiment.prompts import Prompt
+from experiment.speed import images_at_once, speed
 from pipelines.loading import load_scheduler, local_folder, local_steps, pipeline_index
 from pipelines.memory import GB, Needs, needs_of_folder, stored_bytes
 from pipelines.schedule import is_one_step
@@ -28,7 +28,6 @@ from utils import UserError
 from verifiers.base import metric_name
 
 MOST_AT_ONCE = 2**20
-BATCH_SIZE = 8  # per image 0.29 s at 1, 0.15 s at 8, 0.17 s at 16 (bundled FLUX, 2 cores)
 CARDS = (24, 48, 80, 141)  # GB of common GPUs
 
 
@@ -77,6 +76,14 @@ class Plan:
             yield "each prompt", f"{self._rounds()}, {images} images"
             yield "NFE", self._nfe(n)
         yield from self._memory()
+        if self.local is not None:
+            yield from speed(self.config, self.local, self.passes)
+
+    def passes(self, batch_size: int) -> float | None:
+        """Forward passes of the whole run, if every batch is full; None where nobody knows."""
+        if self.most is None or self.steps is None:
+            return None
+        return self.most.nfe * len(self.prompts) / batch_size
 
     def _memory(self) -> Iterable[tuple[str, str]]:
         """What the pipeline needs of a GPU, and where its weights would be put on a few of them."""
@@ -115,13 +122,6 @@ class Plan:
         index = pipeline_index(self.local)
         scheduler = (self.config.scheduler or {}).get("_class_name") or index["scheduler"][1]
         return f": {self.config.pipeline_class or index['_class_name']}, {scheduler}"
-
-
-def images_at_once(config: ExperimentConfig, build: Any) -> int:
-    """The batch size; `build` is the pipeline's class."""
-    if config.batch_size != "auto":
-        return config.batch_size
-    return 1 if "num_frames" in inspect.signature(build.__call__).parameters else BATCH_SIZE
 
 
 def make_plan(config: ExperimentConfig, checkpoint: str, prompts: list[Prompt]) -> Plan:

@@ -66,7 +66,7 @@ class Remote(Chosen):
     asked_as: str = field(kw_only=True)
 
     @property
-    def away(self) -> bool:
+    def remote(self) -> bool:
         return True
 
     def load(self, device: str) -> None:
@@ -119,7 +119,7 @@ class Pipeline:
         engine = load(config, self._planned, self._elsewhere)
         with waited_for(self._store.folder, GATE):
             config, same = settled(config, engine, self._store)
-            check_or_write_world(self._store, world(engine, self._planned))
+            check_or_write_world(self._store, world(engine, self._planned, self._store.folder))
         if not same:
             engine = load(config, self._planned, self._elsewhere)
         self._config, self._engine = config, engine

@@ -286,5 +286,5 @@ class _Queue:
         prompt = self._prompts[index]
         reason = f"{LOST} workers were lost over it"
         begun = read_object(self._store.folder / "config.json")
-        self._store.write_result(unsearched(prompt, reason), begun["engine_args"]["batch_size"])
+        self._store.write_failed(unsearched(prompt, reason), begun["engine_args"]["batch_size"])
         print(f"\n{prompt.text}\n  failed: {reason}", flush=True)

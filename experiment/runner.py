@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,27 @@ from experiment.config import ExperimentConfig
 from experiment.disk import short_of_room
 from experiment.lock import locked
 from experiment.manifest import manifest
-from experiment.plan import Plan, images_at_once, make_plan, refuse_cuts
+from experiment.plan import Plan, make_plan, refuse_cuts
 from experiment.progress import remove_state
 from experiment.prompts import Prompt, load_prompts
-from experiment.resume import check_world, config_of_run, finished, run_named, run_to_resume
+from experiment.resume import (
+    CONFIG_HASH,
+    check_world,
+    config_hash,
+    config_of_run,
+    finished,
+    run_named,
+    run_to_resume,
+)
 from experiment.searching import Experiment
 from experiment.shard_files import alone, take_over
+from experiment.speed import compiles, images_at_once, measures_batches
 from experiment.stops import Stopped
 from experiment.store import RunStore, refuse_unwritable
-from pipelines.denoiser import Denoiser
+from experiment.tracker import asked_trackers
+from experiment.trackers import Trackers, tracked
+from pipelines.compiling import compile_denoisers, undo
+from pipelines.denoiser import Denoiser, denoisers
 from pipelines.loading import (
     check_dtype,
     choose_device,
@@ -35,6 +48,7 @@ from pipelines.loading import (
 )
 from pipelines.placement import settle
 from pipelines.quantization import check_quantization
+from pipelines.tuning import remembered_size
 from utils import (
     UserError,
     digest,
@@ -42,6 +56,8 @@ from utils import (
     free_name,
 )
 from verifiers.base import Chosen
+
+logger = logging.getLogger(__name__)
 
 
 def plan(config: ExperimentConfig) -> Plan:
@@ -64,29 +80,38 @@ def run(
     output_dir: str,
     resume: str | None = None,
     run_name: str | None = None,
+    report_to: Sequence[str] = (),
 ) -> Ran:
     """Run the whole experiment, or go on with one.
 
-    resume: the folder of a run, or "auto": the newest unfinished one of this config, or a new one.
-    run_name: of a run that begins, or goes on if it has begun.
+    resume: the folder of a run, or "auto": the newest one of this config, or a new one where there
+    is none. A run that is finished is left as it is. run_name: of a run that begins, or goes on if
+    it has begun. report_to: names of trackers.
     """
+    trackers = asked_trackers(report_to)
     folder = None if resume is None else run_to_resume(config, output_dir, resume)
     if run_name is not None:
         folder = run_named(config, output_dir, run_name)
     if folder is not None:
-        return _gone_on(config, folder)
+        try:
+            return _gone_on(config, folder, trackers)
+        except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            raise UserError(
+                f"{error.filename} cannot be used ({error.strerror}): mend that, or start a new"
+                " run."
+            ) from error
     planned = plan(config)
     refuse_unwritable(output_dir)
     engine = load(config, planned)
     store = RunStore.create(output_dir, config, run_name)
     with locked(store.folder):
-        store.write_json("config.json", saved(config, engine.batch_size, engine.vae))
-        store.write_json("manifest.json", world(engine, planned))
+        store.write_json("config.json", engine.saved(config))
+        store.write_json("manifest.json", world(engine, planned, store.folder))
         print(f"Results go to {store.folder}", flush=True)
-        return ran_alone(engine.experiment(config, planned, store))
+        return _ran_alone(config, planned, engine, store, trackers)
 
 
-def _gone_on(config: ExperimentConfig, folder: Path) -> Ran:
+def _gone_on(config: ExperimentConfig, folder: Path, trackers: Sequence[str]) -> Ran:
     """Go on with a run in the way it began."""
     refuse_unwritable(str(folder))
     with alone(folder):
@@ -94,14 +119,18 @@ def _gone_on(config: ExperimentConfig, folder: Path) -> Ran:
         store = RunStore(folder, config.export)
         if finished(folder):
             remove_state(store)
-            print(f"{folder} is finished: there is nothing to resume.", flush=True)
+            print(
+                f"{folder} is finished: there is nothing to resume. Leave out --resume for a new"
+                " run.",
+                flush=True,
+            )
             return Ran(folder)
         planned = plan(config)
         take_over(store, planned.prompts)
         engine = load(config, planned)
-        check_or_write_world(store, world(engine, planned))
+        check_or_write_world(store, world(engine, planned, folder))
         print(f"Going on with {folder}", flush=True)
-        return ran_alone(engine.experiment(config, planned, store))
+        return _ran_alone(config, planned, engine, store, trackers)
 
 
 def check_or_write_world(store: RunStore, now: Mapping[str, Any]) -> None:
@@ -112,9 +141,16 @@ def check_or_write_world(store: RunStore, now: Mapping[str, Any]) -> None:
         store.write_json("manifest.json", now)
 
 
-def ran_alone(experiment: Experiment) -> Ran:
-    done = ran(experiment)
-    tell_failed(experiment.store, done.failed)
+def _ran_alone(
+    config: ExperimentConfig,
+    planned: Plan,
+    engine: Engine,
+    store: RunStore,
+    names: Sequence[str],
+) -> Ran:
+    with tracked(names, store, config, planned.prompts) as trackers:
+        done = ran(engine.experiment(config, planned, store, trackers=trackers))
+    tell_failed(store, done.failed)
     return done
 
 
@@ -142,10 +178,14 @@ def hint(store: RunStore) -> str:
     return f"To resume: python main.py --resume {shlex.quote(str(store.folder))}"
 
 
-def world(engine: Engine, planned: Plan) -> dict[str, Any]:
-    """The manifest: all that images may depend on beside the config."""
+def world(engine: Engine, planned: Plan, folder: Path) -> dict[str, Any]:
+    """The manifest: all that images may depend on beside the config, and a digest of that."""
     texts = json.dumps([prompt.text for prompt in planned.prompts])
-    return {**engine.manifest, "prompts_hash": digest(texts)}
+    return {
+        **engine.manifest,
+        "prompts_hash": digest(texts),
+        CONFIG_HASH: config_hash(folder),
+    }
 
 
 @dataclass(frozen=True)
@@ -157,6 +197,7 @@ class Engine:
     judges: Mapping[str, Chosen]
     batch_size: int
     manifest: dict[str, Any]
+    compiled: bool = False
 
     def experiment(
         self,
@@ -164,17 +205,25 @@ class Engine:
         planned: Plan,
         store: RunStore,
         kind: type[Experiment] = Experiment,
+        trackers: Trackers | None = None,
     ) -> Experiment:
         """The planned prompts' searches, to be written to this store."""
         return kind(
-            config, self.denoiser, self.verifier, self.judges, store, planned, self.batch_size
+            config,
+            self.denoiser,
+            self.verifier,
+            self.judges,
+            store,
+            planned,
+            self.batch_size,
+            trackers,
         )
 
-    @property
-    def vae(self) -> str | None:
-        """How pictures are decoded, where that was chosen here."""
+    def saved(self, config: ExperimentConfig) -> dict[str, Any]:
+        """The resolved config with what was chosen here, on which an image's last bits depend."""
         residence = self.denoiser.residence
-        return None if residence is None else residence.placement.vae
+        vae = None if residence is None else residence.placement.vae
+        return saved(config, self.batch_size, vae, self.compiled)
 
 
 def load(
@@ -235,7 +284,34 @@ def load(
     ran_on = manifest(pipe, planned.checkpoint, device)
     ran_on["placement"] = residence.described()
     ran_on["rubrics"] = {name: judge.rubric_hash for name, judge in asked.items()}
-    return Engine(denoiser, verifier, judges, batch_size, ran_on)
+    first = planned.prompts[0].text
+    if measures_batches(config, device, call.build):
+        basis = {name: ran_on[name] for name in ("device", "packages", "placement", "threads")}
+        batch_size = remembered_size(denoiser, first, {**basis, "dtype": config.torch_dtype})
+    passes, offload = planned.passes(batch_size), residence.placement.offload
+    compiled = compiles(config, planned.checkpoint, device, offload, passes) and _compiled(
+        denoiser, first, batch_size, config.engine_args.compile == "on"
+    )
+    return Engine(denoiser, verifier, judges, batch_size, ran_on, compiled)
+
+
+def _compiled(denoiser: Denoiser, prompt: str, batch_size: int, wanted: bool) -> bool:
+    """Compile, and take a step to see that it works; where it does not, go on without."""
+    parts = denoisers(denoiser.pipe)
+    compile_denoisers(parts)
+    try:
+        denoiser.warm_up(prompt, batch_size)
+    except Exception as error:  # whatever a compiler may raise
+        undo(parts)
+        reason = " ".join(str(error).split())[:300]
+        if wanted:
+            raise UserError(
+                f"{type(denoiser.pipe).__name__} cannot be compiled here ({reason}): set"
+                " engine_args.compile to 'off'."
+            ) from error
+        logger.warning("Going on without torch.compile, which failed: %s", reason)
+        return False
+    return True
 
 
 def _try_call(denoiser: Denoiser, prompt: Prompt, batch_size: int) -> None:
@@ -256,12 +332,19 @@ def named_judges(config: ExperimentConfig) -> dict[str, Chosen]:
 
 
 def saved(
-    config: ExperimentConfig, batch_size: int | str, vae: str | None = None
+    config: ExperimentConfig,
+    batch_size: int | str,
+    vae: str | None = None,
+    compiled: bool | None = None,
 ) -> dict[str, Any]:
-    """The resolved config with the batch size and the way of decoding in use, on which an image's
-    last bits depend."""
+    """The resolved config with the batch size, the way of decoding and whether it is compiled.
+
+    What is None is not chosen yet, and stays as asked for.
+    """
     whole = config.resolved()
     whole["engine_args"]["batch_size"] = batch_size
     whole["engine_args"]["vae"] = vae or config.engine_args.vae
+    if compiled is not None:
+        whole["engine_args"]["compile"] = "on" if compiled else "off"
     whole["batch_size_for_img_gen"] = None
     return whole

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from experiment.config import ExperimentConfig
 from experiment.evaluate import Evaluated, Evaluator
-from experiment.guests import guest
+from experiment.guests import seated
 from experiment.interrupts import Interrupts
 from experiment.journal import Journal
 from experiment.outcome import Failed, Outcome, report, summed_up
+from experiment.overlap import in_turn
 from experiment.plan import Plan
 from experiment.progress import Progress, remove_state
 from experiment.prompts import Prompt
 from experiment.rounds import RoundBook
-from experiment.stops import FAILED_IN_A_ROW, Silent, Stopped, Vigil, disk_full
+from experiment.stops import FAILED_IN_A_ROW, Halted, Silent, Stopped, Vigil, disk_full
 from experiment.store import RunStore
+from experiment.trackers import Trackers
 from pipelines.denoiser import Denoiser
+from pipelines.loading import choose_device
 from pipelines.sde import Sde
 from pipelines.space import LatentSpace
-from search.core import Rollout
+from search.core import Rollout, Search
 from search.ledger import Ledger
-from search.play import play
+from search.play import foreseen, play
 from utils import UserError, significant, write_atomically
 from verifiers.base import BaseVerifier, Chosen, Item, Score
+
+REMOTE_AT_ONCE = 4  # a grader takes about as long as some batches do
 
 
 class Experiment:
@@ -41,19 +49,25 @@ class Experiment:
         store: RunStore,
         planned: Plan,
         batch_size: int,
+        trackers: Trackers | None = None,
     ) -> None:
         self.config = config
         self.denoiser = denoiser
-        self.verifier = verifier
-        self.judges = {name: guest(j, denoiser.residence) for name, j in judges.items()}
+        self._seated = seated(verifier, denoiser)
+        self._alone = denoiser.residence is not None and denoiser.residence.alone
+        # Where they take turns on the device, the evaluator itself sees to the verifier's.
+        self.verifier = verifier if self._alone else self._seated
+        self.judges = {name: seated(judge, denoiser) for name, judge in judges.items()}
         self.store = store
         self.planned = planned
         self.batch_size = batch_size
+        self.trackers = trackers or Trackers((), store)
         self.sde = Sde(**config.stochastic_args.model_dump())
         self.failed = 0  # prompts, once the run has ended
         self._worked = False
         self._in_a_row = 0  # prompts that failed
         self._vigil = Vigil()
+        self._halted = threading.Event()
 
     def run(self) -> None:
         """Search for every prompt in turn that is not done; the summary is written last."""
@@ -71,21 +85,27 @@ class Experiment:
         prompts = self.planned.prompts
         progress = self._opened()
         self.batch_size = progress.batch_size
+        self.denoiser.singly = progress.singly
         self._tell_chosen(progress)
+        self.trackers.recall(progress.summaries.values())
         left = [prompt for prompt in prompts if prompt.index not in progress.summaries]
-        retried = any(prompt.index < max(progress.summaries, default=0) for prompt in left)
+        last = max(progress.summaries, default=0)
+        retried = any(prompt.index < last for prompt in left)
         failed: dict[int, dict[str, Any]] = {}
-        for prompt in tqdm(left, desc="prompts", disable=None, position=0):
-            outcome, reason = self._tried(prompt)
-            if reason is None:
-                self._done(outcome, progress)
-            else:
-                failed[prompt.index] = {**outcome.summary(), "failed": reason}
-            tqdm.write(report(outcome, reason))
-            sys.stdout.flush()  # a log file is read while the run goes on
-            self._refuse_hopeless(reason)
-        if retried:  # in the order of the prompts, as if none had failed
-            self.store.keep_rows({prompt.index for prompt in prompts})
+        at_once = min(self._at_once, len(left)) or 1
+        bar = tqdm(desc="prompts", total=len(left), disable=None, position=0)
+        with bar, closing(in_turn(left, self._tried, at_once, self._halted.set)) as tried:
+            for prompt, (outcome, reason) in tried:
+                if reason is None:
+                    self._done(outcome, progress)
+                else:
+                    failed[prompt.index] = {**outcome.summary(), "failed": reason}
+                bar.update()
+                tqdm.write(report(outcome, reason))
+                sys.stdout.flush()  # a log file is read while the run goes on
+                self._refuse_hopeless(reason)
+        if retried or at_once > 1:  # in the prompts' order, as if each had waited
+            self.store.keep_rows({p.index: progress.rows.get(p.index) for p in prompts})
         self._end({**progress.summaries, **failed})
 
     def _opened(self) -> Progress:
@@ -103,18 +123,36 @@ class Experiment:
         best = outcome.book.best
         if best is not None and any(map(listens, self._asked)):
             progress.keep_chosen(outcome.prompt.index, outcome.book.media(best))
-        progress.add(outcome.summary(), self.batch_size)
+        progress.add(outcome.prompt, outcome.summary(), self.batch_size, self.denoiser.singly)
+        self.trackers.prompt_done(outcome.summary())
         outcome.journal.remove()
 
     @property
     def _asked(self) -> tuple[Chosen, ...]:
-        return guest(self.verifier, self.denoiser.residence), *self.judges.values()
+        return self._seated, *self.judges.values()
+
+    @property
+    def _at_once(self) -> int:
+        """Prompts searched for at once, each with batches of its own: while one is judged or
+        written, another is denoised."""
+        if (
+            self._alone
+            or self.config.budget.seconds is not None
+            or any(map(listens, self._asked))  # what it is told has an order
+        ):
+            return 1
+        asked = self.config.engine_args.prompts_at_once
+        if asked != "auto":
+            return asked
+        if self.verifier.remote:
+            return REMOTE_AT_ONCE
+        return 1 if choose_device(self.config.engine_args.device) == "cpu" else 2
 
     def _tell_chosen(self, progress: Progress) -> None:
         """Tell verifiers that judge whole sets what earlier sittings came to."""
         texts = {prompt.index: prompt.text for prompt in self.planned.prompts}
         listening = [judge for judge in self._asked if listens(judge)]
-        for index in progress.summaries if listening else ():
+        for index in sorted(progress.summaries) if listening else ():
             media = progress.chosen(index)
             for judge in listening if media is not None else ():
                 label = self.denoiser.label(texts[index])
@@ -152,6 +190,7 @@ class Experiment:
         values: dict[int, float] = {}
         book = RoundBook(self.store, prompt, self.verifier, self.judges, values, journal, label)
         ledger = Ledger(self.config.budget.build(), clock=journal.clock)
+        book.closed = lambda result: self.trackers.round_closed(book, result, ledger.spent)
         try:
             ledger.rows_each = self._rows_each(prompt, journal.batch_size)
             with Interrupts():
@@ -159,7 +198,7 @@ class Experiment:
                 book.close()
                 self._tell(book, label)
                 Interrupts.check()
-        except Silent:
+        except (Silent, Halted):
             journal.drop_unanswered()
             raise
         except Exception as error:
@@ -196,19 +235,30 @@ class Experiment:
                 keep,
                 values,
                 sde=self.sde if "stochastic" in search.needs else None,
+                coming=self._coming(search, space, ledger),
                 after=self._after,
             )
             try:
                 for _ in play(search, space, evaluator, ledger, config.rounds):
                     pass
             finally:
-                self.batch_size = evaluator.batch_size
+                self.batch_size = min(self.batch_size, evaluator.batch_size)
+
+    def _coming(
+        self, search: Search, space: LatentSpace, ledger: Ledger
+    ) -> Iterator[Rollout] | None:
+        """What the search will ask, where that can be known."""
+        if not search.blind or self._alone or self.config.budget.seconds is not None:
+            return None
+        return foreseen(search, space.twin(), copy.copy(ledger), self.config.rounds)
 
     def _after(self, scores: Sequence[Score]) -> None:
         """A batch has been made, judged and kept: a good place to stop."""
         self._worked = True
         self._vigil.see(scores)
         Interrupts.check()
+        if self._halted.is_set():
+            raise Halted("The run has ended.")
 
     def _tell(self, book: RoundBook, label: str | None) -> None:
         """Tell verifiers that judge whole sets what the prompt came to."""
@@ -244,7 +294,7 @@ class Experiment:
             unit="NFE",
             disable=None,
             leave=False,
-            position=1,
+            position=1 + prompt.index % self._at_once,
         )
 
 

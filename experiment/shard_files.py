@@ -12,7 +12,6 @@ Who finds that the last prompt is done makes the run's files of them.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,14 +20,24 @@ from pathlib import Path
 from typing import Any
 
 from experiment.journal import pictures_named
+from experiment.lines import LineFile
 from experiment.lock import BEAT, DEAD, Held, locked, waited_for
 from experiment.lock import NAME as LOCK
 from experiment.outcome import summed_up
-from experiment.progress import DONE, Progress, done_lines, remove_state
+from experiment.progress import (
+    DoneLine,
+    Progress,
+    done_file,
+    done_lines,
+    refuse_changed,
+    refuse_others,
+    remove_state,
+)
 from experiment.prompts import Prompt
-from experiment.records import CANDIDATES, SHARDS, mend_lines, read_object
+from experiment.records import CANDIDATES, SHARDS
+from experiment.rows import Sum, kept_rows
 from experiment.searching import Experiment
-from experiment.store import RunStore, encoded_row
+from experiment.store import RunStore
 from utils import write_atomically
 
 GATE = ".gate"  # held for moments: by who begins, and by who merges
@@ -44,44 +53,55 @@ class ShardStore(RunStore):
     def rows_path(self, index: int) -> Path:
         return self.shards / f"prompt{index}.jsonl"
 
+    def keep_rows(self, done: Mapping[int, Sum | None]) -> None:
+        """Rows are put in order when all prompts are done."""
+
     def result_path(self, index: int) -> Path:
         return self.shards / f"prompt{index}.json"
 
-    def append_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        for row in rows:
-            self.append_lines(self.rows_path(row["prompt_index"]), [row])
+    def write_result(self, content: Mapping[str, Any]) -> None:
+        """What `Progress` notes of a prompt: from now on it is done, or has failed."""
+        path = self.result_path(content["summary"]["prompt_index"])
+        _result_file(path).rewrite([content])
 
-    def keep_rows(self, done: Any) -> None:
-        """Rows are put in order when all prompts are done."""
+    def write_failed(self, summary: Mapping[str, Any], batch_size: int) -> None:
+        self.write_result({"summary": summary, "batch_size": batch_size})
 
-    def write_result(self, summary: Mapping[str, Any], batch_size: int) -> None:
-        """A prompt's part of the summary: from now on it is done, or has failed."""
-        text = json.dumps({"summary": summary, "batch_size": batch_size})
-        write_atomically(self.result_path(summary["prompt_index"]), text.encode())
-
-    def results(self) -> dict[int, dict[str, Any]]:
+    def results(self) -> dict[int, DoneLine]:
         """What has been written of prompts so far, by their numbers."""
-        found = (read_object(path) for path in self.shards.glob("prompt*.json"))
-        return {content["summary"]["prompt_index"]: content for content in found}
+        found = {}
+        for path in self.shards.glob("prompt*.json"):
+            file = _result_file(path)
+            for number, content in file.read():
+                with file.fitting(number):
+                    line = DoneLine.of(content)
+                    found[line.index] = line
+        return found
+
+
+def _result_file(path: Path) -> LineFile:
+    return LineFile(path, "delete it to search for its prompt anew", chained=False)
 
 
 class ShardProgress(Progress):
-    """Which of one process's prompts are done."""
+    """Which of one process's prompts are done; what the others left is not its to clear away."""
 
-    def __init__(self, store: ShardStore, prompts: Sequence[Prompt], batch_size: int) -> None:
-        self._shards = store
-        self.summaries = {}
-        before = [line for _, line in mend_lines(store.state / DONE)]
-        lines = [*before, *store.results().values()]
+    _store: ShardStore
+
+    def _read(self, prompts: Sequence[Prompt]) -> None:
         mine = {prompt.index for prompt in prompts}
-        self.batch_size = min([batch_size, *(line["batch_size"] for line in lines)])
-        for line in lines:
-            if line["summary"]["prompt_index"] in mine and "failed" not in line["summary"]:
-                self.summaries[line["summary"]["prompt_index"]] = line["summary"]
+        before = done_lines(self._store, None)
+        for line in [*before.values(), *self._store.results().values()]:
+            if line.index in mine and not line.failed:
+                self._take(line)
+            self.batch_size = min(self.batch_size, line.batch_size)
+            self.singly |= line.singly
 
-    def add(self, summary: dict[str, Any], batch_size: int) -> None:
-        self._shards.write_result(summary, batch_size)
-        self.summaries[summary["prompt_index"]] = summary
+    def _clear(self, prompts: Sequence[Prompt]) -> None:
+        """That was done with the gate held."""
+
+    def _note(self, line: Mapping[str, Any]) -> None:
+        self._store.write_result(line)
 
 
 class ShardExperiment(Experiment):
@@ -95,7 +115,7 @@ class ShardExperiment(Experiment):
     def _end(self, summaries: Mapping[int, dict[str, Any]]) -> None:
         failed = [summary for summary in summaries.values() if "failed" in summary]
         for summary in failed:
-            self.store.write_result(summary, self.batch_size)
+            self.store.write_failed(summary, self.batch_size)
         self.failed = len(failed)
 
 
@@ -144,12 +164,18 @@ def sharing(folder: Path, index: int, count: int) -> Iterator[None]:
 def clear_shard(store: ShardStore, prompts: Sequence[Prompt], mine: Sequence[Prompt]) -> list[int]:
     """Remove what these prompts left unfinished, save what journals name; returns their numbers.
 
-    Checks that what the run has done was done for its prompts. Call it with the gate held.
+    Checks that what the run has done was done for its prompts, and that the files of these are as
+    they were written. Call it with the gate held.
     """
-    before = {line["summary"]["prompt_index"] for line in done_lines(store, prompts)}
-    RunStore.keep_rows(store, before)
+    before = done_lines(store, prompts)
+    RunStore.keep_rows(store, {index: line.rows for index, line in before.items()})
     store.shards.mkdir(parents=True, exist_ok=True)
-    done = before | {i for i, r in store.results().items() if "failed" not in r["summary"]}
+    results = store.results()
+    refuse_others(store, prompts, results.values())
+    done = {index: line for index, line in results.items() if not line.failed} | before
+    for prompt in mine:
+        if prompt.index in done:
+            refuse_changed(store, done[prompt.index].files)
     left = [prompt for prompt in mine if prompt.index not in done]
     clear_prompts(store, left)
     return [prompt.index for prompt in left]
@@ -160,6 +186,7 @@ def clear_prompts(store: ShardStore, left: Sequence[Prompt]) -> None:
     named = pictures_named(store, [prompt.index for prompt in left])
     stems = {prompt.stem for prompt in left}
     for prompt in left:
+        store.written(prompt)  # which this process may have tried before
         store.result_path(prompt.index).unlink(missing_ok=True)
         store.rows_path(prompt.index).unlink(missing_ok=True)
     for path in store.folder.glob("prompt@*_i@*"):
@@ -172,12 +199,11 @@ def merge(store: ShardStore, prompts: Sequence[Prompt]) -> int | None:
 
     None while some are still to be done. Call it with the gate held.
     """
-    done = {line["summary"]["prompt_index"]: line for line in done_lines(store, prompts)}
-    lines = store.results() | done
+    lines = store.results() | done_lines(store, prompts)
     if any(prompt.index not in lines for prompt in prompts):
         return None
     gather(store, prompts)
-    content = summed_up(prompts, {index: line["summary"] for index, line in lines.items()})
+    content = summed_up(prompts, {index: line.summary for index, line in lines.items()})
     store.write_summary(content)
     shutil.rmtree(store.shards, ignore_errors=True)
     failed = sum("failed" in summary for summary in content["prompts"])
@@ -195,18 +221,20 @@ def gather(store: RunStore, prompts: Sequence[Prompt]) -> None:
     results = shards.results()
     if not results:
         return
-    before = {line["summary"]["prompt_index"]: line for line in done_lines(store, prompts)}
-    old = [row for _, row in mend_lines(store.folder / CANDIDATES) if row["prompt_index"] in before]
-    new = [
-        row
-        for index in sorted(results.keys() - before.keys())
-        for _, row in mend_lines(shards.rows_path(index))
-    ]
-    rows = sorted([*old, *new], key=lambda row: row["prompt_index"])
-    write_atomically(store.folder / CANDIDATES, b"".join(map(encoded_row, rows)))
+    before = done_lines(store, prompts)
+    path = store.folder / CANDIDATES
+    new = sorted(results.keys() - before.keys())
+    rows = [_rows(shards.rows_path(index), {index: results[index]}) for index in new]
     lines = results | before
-    done = [lines[i] for i in sorted(lines) if "failed" not in lines[i]["summary"]]
-    write_atomically(store.state / DONE, b"".join(map(encoded_row, done)))
+    sums = {index: line.rows for index, line in lines.items()}
+    write_atomically(path, kept_rows(path, b"".join([_rows(path, before), *rows]), sums))
+    done_file(store).rewrite(lines[i].content for i in sorted(lines) if not lines[i].failed)
+
+
+def _rows(path: Path, lines: Mapping[int, DoneLine]) -> bytes:
+    """The rows of these prompts in a file; refuses changed ones."""
+    data = path.read_bytes() if path.exists() else b""
+    return kept_rows(path, data, {index: line.rows for index, line in lines.items()})
 
 
 def take_over(store: RunStore, prompts: Sequence[Prompt]) -> None:

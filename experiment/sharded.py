@@ -36,6 +36,8 @@ from experiment.shards import Shard, agreed, own_device
 from experiment.store import RunStore, refuse_unwritable, runs_of, time_stamp
 from utils import UserError
 
+CHOSEN = ("batch_size", "compile", "vae")  # of engine_args: by whoever loads first
+
 
 def run_shard(
     config: ExperimentConfig,
@@ -125,7 +127,7 @@ def _searched(
     engine = load(_placed(config, shard), planned)
     with waited_for(store.folder, GATE):
         config, same = settled(config, engine, store)
-        check_or_write_world(store, world(engine, planned))
+        check_or_write_world(store, world(engine, planned, store.folder))
     if not same:  # another process has begun the run, on a machine of another size
         engine = load(_placed(config, shard), planned)
     print(f"Results go to {store.folder}", flush=True)
@@ -138,13 +140,11 @@ def settled(
 ) -> tuple[ExperimentConfig, bool]:
     """The run's config with all choices made: by whoever loads first. Also whether this engine
     has made the same choices. Call it with the gate held."""
-    chosen = saved(config, engine.batch_size, engine.vae)
+    chosen = engine.saved(config)
     if not (store.folder / "manifest.json").exists():
         store.write_json("config.json", chosen)
     run = read_object(store.folder / "config.json")
-    same = all(
-        run["engine_args"][key] == chosen["engine_args"][key] for key in ("batch_size", "vae")
-    )
+    same = all(run["engine_args"][key] == chosen["engine_args"][key] for key in CHOSEN)
     return config_of_run(store.folder, config), same
 
 

@@ -25,6 +25,10 @@ class Silent(Stopped):
     """The verifier has not answered for a long time."""
 
 
+class Halted(Stopped):
+    """Another prompt, searched for at the same time, has ended the run."""
+
+
 class Vigil:
     """Counts the images in a row, over all prompts, that got no score."""
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import logging
 import re
+import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,12 +24,15 @@ from torch import Tensor
 from pipelines.guidance import guiding
 from pipelines.labels import asked_class, by_class, class_count, class_number
 from pipelines.layout import Layout, index_noise
+from pipelines.memory_errors import free, out_of_memory
 from pipelines.placement import Residence
 from pipelines.precise import coarse, in_float32, watched
 from pipelines.schedule import Level, levels
 from pipelines.sde import Sde
 from pipelines.window import Halt, StepWindow, Stretch, window
 from utils import UserError
+
+logger = logging.getLogger(__name__)
 
 ENCODED_PROMPTS = 16  # remembered: for each batch size in use a prompt, often a negative one too
 
@@ -64,19 +69,38 @@ class Decoded:
     again: list[bool]  # decoded a second time, in float32, for the decoder had overflowed
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _in_turn(method: Method) -> Method:
+    """A method of the denoiser that waits for other threads to be done with the pipeline."""
+
+    @functools.wraps(method)
+    def waiting(self: Denoiser, *args: Any, **kwargs: Any) -> Any:
+        with self.turn:
+            return method(self, *args, **kwargs)
+
+    return cast(Method, waiting)
+
+
 class Denoiser:
-    """One loaded pipeline with the arguments of its call."""
+    """One loaded pipeline with the arguments of its call.
+
+    turn: held while the pipeline is in use; threads take turns.
+    """
 
     def __init__(
         self, pipe: Any, call_args: Mapping[str, Any], residence: Residence | None = None
     ) -> None:
         self.pipe = pipe
         self.residence = residence
+        self.turn = threading.RLock()
         self.call_args = dict(call_args)
         self._parameters = inspect.signature(type(pipe).__call__).parameters
         self._rows = 0
         self._layouts: dict[Any, Layout] = {}  # by number of inference steps
         self._seen_between_steps = False
+        self.singly = False  # pictures are decoded one by one, for there was no room for more
         self._running: StepWindow | None = None
         self._halt_at_forward = False
         pipe.set_progress_bar_config(disable=True)
@@ -111,14 +135,18 @@ class Denoiser:
 
     @contextmanager
     def drafting(self, inference_steps: int | None) -> Iterator[None]:
-        """Within this block the schedule has so many inference steps; None or 0: its own."""
-        before = self.call_args
-        if inference_steps:
-            self.call_args = {**before, "num_inference_steps": inference_steps}
-        try:
-            yield
-        finally:
-            self.call_args = before
+        """Within this block the schedule has so many inference steps; None or 0: its own.
+
+        It is the caller's turn throughout.
+        """
+        with self.turn:
+            before = self.call_args
+            if inference_steps:
+                self.call_args = {**before, "num_inference_steps": inference_steps}
+            try:
+                yield
+            finally:
+                self.call_args = before
 
     @property
     def inference_steps(self) -> int:
@@ -134,6 +162,7 @@ class Denoiser:
         """Rows through the denoiser so far, guidance included."""
         return self._rows
 
+    @_in_turn
     def draw(self, prompt: str, seeds: Sequence[int]) -> Drawn:
         """The noise plain diffusers would start from with a CPU generator for each seed.
 
@@ -143,6 +172,7 @@ class Denoiser:
         assert seen.state is not None and not seen.taken, "nothing was denoised before the loop"
         return Drawn(seen.state, seen.first)
 
+    @_in_turn
     def denoise(
         self,
         prompt: str,
@@ -188,9 +218,10 @@ class Denoiser:
             self._seen_between_steps = True
         self._seen_between_steps |= seen.taken > 1
 
+    @_in_turn
     def decode(self, prompt: str, latents: Tensor, seeds: Sequence[int], steps: int) -> Decoded:
         """Images, or videos, of clean latents, by the pipeline's own way after its last step."""
-        decoded = self._decoded(prompt, latents, seeds, steps)
+        decoded = self._decoded_in_turn(prompt, latents, seeds, steps)
         again = [i for i, sound in enumerate(decoded.sound) if not sound]
         if not again or not coarse(self.pipe):
             return decoded
@@ -201,6 +232,36 @@ class Denoiser:
                 decoded.sound[i], decoded.again[i] = one.sound[0], True
         return decoded
 
+    def _decoded_in_turn(
+        self, prompt: str, latents: Tensor, seeds: Sequence[int], steps: int
+    ) -> Decoded:
+        """The batch at once; one by one from the first time on that there is no memory for that.
+
+        A picture's last bits may depend on the size of its batch, so there is no way back.
+        """
+        if not self.singly:
+            try:
+                return self._decoded(prompt, latents, seeds, steps)
+            except RuntimeError as error:
+                if len(seeds) == 1 or not out_of_memory(error):
+                    raise
+            free()  # outside the handler, which holds on to what had been made
+            logger.warning(
+                "Out of memory decoding %d images at once: one by one from here on.", len(seeds)
+            )
+            self.singly = True
+        each = [
+            self._decoded(prompt, latents[i : i + 1], seeds[i : i + 1], steps)
+            for i in range(len(seeds))
+        ]
+        return Decoded(
+            [media for one in each for media in one.media],
+            [flag for one in each for flag in one.filtered],
+            [flag for one in each for flag in one.sound],
+            [False] * len(seeds),
+        )
+
+    @_in_turn
     def pixels(self, prompt: str, latents: Tensor, seeds: Sequence[int], steps: int) -> Tensor:
         """Decoded pixels [n, 3, H, W] in [0, 1] with a graph back to the clean latents."""
         output: dict[str, Any] = {}
@@ -219,6 +280,7 @@ class Denoiser:
         flags = output.get("nsfw_content_detected") or [False] * len(seeds)
         return Decoded(list(values[0]), [bool(flag) for flag in flags], sound, [False] * len(seeds))
 
+    @_in_turn
     def layout(self, prompt: str) -> Layout:
         """How the loop's latents at step 0 are a permutation of spatial noise."""
         steps = self.call_args.get("num_inference_steps")
@@ -236,19 +298,30 @@ class Denoiser:
         """
         return self.span(prompt, rows)[1]
 
+    @_in_turn
     def span(self, prompt: str, rows: int = 1) -> tuple[int, int]:
         """The step at which sampling starts (later than 0 for image to image), and all steps."""
         seen = self._to_the_loop(prompt, rows)
         return seen.first, seen.total
 
+    @_in_turn
     def schedule(self, prompt: str, rows: int = 1) -> tuple[Level, ...]:
         """Signal and noise level before each step and after the last (so one more than steps)."""
         return levels(self._to_the_loop(prompt, rows).scheduler)
 
+    @_in_turn
     def rows_each(self, prompt: str) -> int:
         """Rows that one NFE takes, found by taking a step: 2 with classifier-free guidance."""
         drawn = self.draw(prompt, [0])
         return self.denoise(prompt, drawn.latents, [0], drawn.step, drawn.step + 1).rows
+
+    @_in_turn
+    def warm_up(self, prompt: str, n: int) -> None:
+        """Take a step of n candidates that nobody counts."""
+        before, seeds = self._rows, tuple(range(n))
+        drawn = self.draw(prompt, seeds)
+        self.denoise(prompt, drawn.latents, seeds, drawn.step, drawn.step + 1)
+        self._rows = before
 
     def _to_the_loop(self, prompt: str, rows: int) -> StepWindow:
         return self._run(prompt, Stretch(0, None, None, (0,) * rows), halt_at_forward=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -106,4 +106,22 @@ class Asked(Brightness):
 
     def score(self, items: Sequence[Item]) -> list[Score]:
         self.told.extend((item.prompt, item.label) for item in items)
+        return super().score(items)
+
+
+@dataclass
+class Far(Brightness):
+    """Brightness, judged elsewhere; `meeting` is waited for at the first calls."""
+
+    meeting: ClassVar[Callable[[], object] | None] = None
+    asked: ClassVar[list[str]] = []
+
+    @property
+    def remote(self) -> bool:
+        return True
+
+    def score(self, items: Sequence[Item]) -> list[Score]:
+        Far.asked += [item.prompt for item in items]
+        if Far.meeting is not None:
+            Far.meeting()
         return super().score(items)

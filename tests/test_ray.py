@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from experiment.config import RayArgs
-from experiment.guests import guest
+from experiment.guests import seated
 from experiment.ray_actors import Remote
 from experiment.runner import load, plan
 from main import main
@@ -69,7 +69,7 @@ def test_a_verifier_elsewhere_is_asked_by_its_name_and_loads_nothing(ask: Ask) -
     clip = {"name": "clip", "model_name": "shapes/models/shapes-clip"}
     config = ask(judges=[clip, clip])
     engine = load(config, plan(config), elsewhere)
-    assert engine.verifier.away and guest(engine.verifier, engine.denoiser.residence).away
+    assert engine.verifier.remote and seated(engine.verifier, engine.denoiser) is engine.verifier
     engine.verifier.score([Item(None, "a"), Item(None, "b")])
     engine.judges["clip#2"].score([Item(None, "a")])
     assert asked == [("", 2), ("clip#2", 1)]

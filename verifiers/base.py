@@ -71,7 +71,8 @@ class Verifier(Protocol):
     one that does not is shown keyframes. only_video: it takes nothing else.
     preview_noise: the share of noise at which it wants a preview of each finished candidate; None
     for no preview. pooled: its scores' values depend on the other candidates of the prompt, and
-    `pool_values` tells them.
+    `pool_values` tells them. remote: another process does the work, so that it needs no room here
+    and may be asked while this one is busy, by several threads at once.
     """
 
     metrics: ClassVar[tuple[str, ...]]
@@ -84,6 +85,9 @@ class Verifier(Protocol):
 
     @property
     def pooled(self) -> bool: ...
+
+    @property
+    def remote(self) -> bool: ...
 
     def check(self) -> None:
         """Raise `UserError` for options that cannot work; loads nothing."""
@@ -123,6 +127,10 @@ class BaseVerifier:
 
     @property
     def pooled(self) -> bool:
+        return False
+
+    @property
+    def remote(self) -> bool:
         return False
 
     def check(self) -> None:
@@ -168,11 +176,6 @@ class Chosen:
         check_metric(self.name, self.verifier.metrics, self.metric)
 
     @property
-    def away(self) -> bool:
-        """Whether its weights are in another process, so that it needs no room here."""
-        return False
-
-    @property
     def explains(self) -> bool:
         return self.verifier.explains
 
@@ -183,6 +186,10 @@ class Chosen:
     @property
     def pooled(self) -> bool:
         return self.verifier.pooled
+
+    @property
+    def remote(self) -> bool:
+        return self.verifier.remote
 
     @property
     def ordinal(self) -> bool:

@@ -64,6 +64,10 @@ class Ensemble(BaseVerifier):
         return self.combine != "weighted"
 
     @property
+    def remote(self) -> bool:
+        return all(member.remote for member in self._members.values())
+
+    @property
     def ordinal(self) -> bool:
         return self.combine == "rank"
 

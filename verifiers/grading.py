@@ -94,6 +94,10 @@ class ApiGrader(BaseVerifier):
         return True
 
     @property
+    def remote(self) -> bool:
+        return True
+
+    @property
     def rubric_hash(self) -> str:
         """Names the question asked, for the records."""
         return Rubric.read(self.prompt_path, self.mode).hash

@@ -14,11 +14,12 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -55,6 +56,10 @@ class HttpScorer(BaseVerifier):
     needs: ClassVar[str] = "a running HTTP server of yours"
     video: ClassVar[bool] = True
 
+    _line: threading.Lock = field(
+        default_factory=threading.Lock, init=False, repr=False, compare=False
+    )
+
     def __post_init__(self) -> None:
         self.metrics = tuple(self.metrics)
 
@@ -69,10 +74,15 @@ class HttpScorer(BaseVerifier):
                 "verifier_args.batch_size must be at least 1, max_retries 0 and timeout above 0."
             )
 
+    @property
+    def remote(self) -> bool:
+        return True
+
     def score(self, items: Sequence[Item]) -> list[Score]:
         scores: list[Score] = []
-        for begin in range(0, len(items), self.batch_size):
-            scores += self._batch(items[begin : begin + self.batch_size])
+        with self._line:  # the server is asked one thing at a time
+            for begin in range(0, len(items), self.batch_size):
+                scores += self._batch(items[begin : begin + self.batch_size])
         return scores
 
     def _batch(self, items: Sequence[Item]) -> list[Score]:
