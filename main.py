@@ -6,9 +6,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from utils import UserError
+
+if TYPE_CHECKING:
+    from experiment.config import ExperimentConfig
 
 VERSION = "0.1.0"
 CONFIG = "configs/flux.1_dev.json"
@@ -44,10 +47,14 @@ def parser() -> Flags:
         action="store_true",
         help="the same bits each time, also on a GPU: slower",
     )
+    add("--executor", choices=("local", "ray"), default="local", help="where prompts are searched")
     add("--set", action="append", default=[], metavar="KEY.KEY=VALUE", help="override a config key")
     add("--seed", type=int, help="the run's seed (default 0)")
     add("--output_dir", default="output", help="root of the output tree (default: output)")
     add("--resume", metavar="RUN|auto", help="go on with this run folder, or the newest run")
+    add("--run_name", metavar="NAME", help="of the run folder, in place of the time; goes on in it")
+    add("--num_shards", type=int, metavar="N", help="share the prompts out to so many processes")
+    add("--shard_index", type=int, metavar="I", help="which of them this is, from 0")
     add(
         "--report_to",
         nargs="+",
@@ -138,6 +145,42 @@ def _replay(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run(config: ExperimentConfig, args: argparse.Namespace) -> int:
+    """The whole experiment, or this process's share of it; 3 if some prompts failed."""
+    from experiment.mirror import is_url, output_place
+    from experiment.runner import run
+    from experiment.sharded import run_shard
+    from experiment.shards import which_shard
+
+    if args.resume is not None and args.run_name is not None:
+        raise UserError("Give either --resume or --run_name, not both: a named run goes on anyway.")
+    on_ray = args.executor == "ray"
+    if on_ray and args.num_shards is not None:
+        raise UserError("Ray shares the prompts out itself: leave out --num_shards.")
+    shard = None if on_ray else which_shard(args.num_shards, args.shard_index)
+    if args.report_to and (on_ray or shard is not None):
+        raise UserError(
+            "Several processes cannot log to one tracker's run: leave out --report_to, or search"
+            " in one process (--num_shards 1)."
+        )
+    if shard is not None and is_url(args.output_dir):
+        raise UserError(
+            "Object storage has no locks for several processes: give a shared folder as"
+            " --output_dir, or --executor ray."
+        )
+    where = (args.resume, args.run_name)
+    with output_place(config, args.output_dir, *where) as place:
+        if on_ray:
+            from experiment.ray_run import run_on_ray
+
+            ran = run_on_ray(config, place, *where)
+        elif shard is not None:
+            ran = run_shard(config, place.root, shard, *where)
+        else:
+            ran = run(config, place.root, *where, args.report_to)
+    return 3 if ran.failed else 0
+
+
 def main(argv: list[str] | None = None) -> int:
     try:
         args = parser().parse_args(argv)
@@ -166,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.resume is not None and args.probe is not None:
             raise UserError("--resume goes with a search, not with --probe.")
         from experiment.config import load_config
-        from experiment.runner import plan, run
+        from experiment.runner import plan
         from experiment.tracker import asked_trackers
 
         config = load_config(_config_path(args), overrides(args))
@@ -181,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
             asked_trackers(args.report_to)
             print(plan(config))
         else:
-            return 3 if run(config, args.output_dir, args.resume, args.report_to).failed else 0
+            return _run(config, args)
         return 0
     except UserError as error:
         print(error, file=sys.stderr)

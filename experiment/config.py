@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args, get_type_hints
 
@@ -182,6 +183,40 @@ class EngineArgs(Part):
         return value
 
 
+class RayArgs(Part):
+    """How `--executor ray` shares a run out; no image depends on it, and no record names it."""
+
+    address: str = Field(
+        "auto", description="of a cluster; auto: the one there is, or one started here; local"
+    )
+    pipelines: int | None = Field(
+        None, ge=1, description="actors that search; unset: one for each GPU, or one"
+    )
+    pipeline_gpus: float | None = Field(None, ge=0, description="each; unset: 1 if there are any")
+    pipeline_cpus: float = Field(1, ge=0)
+    verifiers: int = Field(
+        0, ge=0, description="actors that judge for the pipelines; 0: each judges for itself"
+    )
+    verifier_gpus: float = Field(0, ge=0)
+    verifier_cpus: float = Field(1, ge=0)
+
+    def gpus_each(self, gpus: float) -> float:
+        """GPUs of a pipeline on a cluster that has so many."""
+        return float(gpus > 0) if self.pipeline_gpus is None else self.pipeline_gpus
+
+    def count(self, gpus: float) -> int:
+        """Pipelines on a cluster of so many GPUs."""
+        each = self.gpus_each(gpus)
+        free = gpus - self.verifiers * self.verifier_gpus
+        return self.pipelines or (max(1, int(free / each)) if each else 1)
+
+    @property
+    def cores(self) -> int:
+        """What all actors take together, as far as it is set."""
+        pipelines = (self.pipelines or 1) * self.pipeline_cpus
+        return math.ceil(pipelines + self.verifiers * self.verifier_cpus)
+
+
 class StochasticArgs(Part):
     """How searches that need noise in their steps get it; see `pipelines.sde.Sde`."""
 
@@ -239,6 +274,7 @@ class ExperimentConfig(Part):
     judges: tuple[VerifierArgs, ...] = ()
     budget: BudgetArgs = Field(default_factory=BudgetArgs)
     engine_args: EngineArgs = Field(default_factory=EngineArgs)
+    ray_args: RayArgs = Field(default_factory=RayArgs)
     prompts: str | None = Field(
         None,
         description="a text file, one prompt a line; a CSV, TSV, JSON, JSONL or parquet file; a"
@@ -319,7 +355,7 @@ class ExperimentConfig(Part):
 
     def resolved(self) -> dict[str, Any]:
         """The whole config with its defaults filled in, as saved: running it repeats the run."""
-        whole = self.model_dump(mode="json", by_alias=True, exclude={"schema_"})
+        whole = self.model_dump(mode="json", by_alias=True, exclude={"schema_", "ray_args"})
         whole["export_args"] = self.export.model_dump(mode="json")
         whole["search_args"] = {
             "search_method": self.search_args.search_method,

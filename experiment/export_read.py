@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiment.records import CANDIDATES, SUMMARY
+from experiment.records import CANDIDATES, SUMMARY, candidate_files
 from utils import UserError
 
 MOST_NAMED = 5
@@ -109,17 +109,15 @@ def _run(folder: Path, notes: Notes) -> list[Sample]:
 
 def _rows(folder: Path, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]:
     """The candidates' rows, each with a name by which it can be found."""
-    path = folder / CANDIDATES
-    if not path.is_file():
-        return
-    # Not splitlines(): a prompt may hold U+2028, which ends a line of text but not a row.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if line.strip():
-            row = _object(line)
-            if row is None:
-                notes.add(DAMAGED, f"line {number} of {path}")
-            else:
-                yield f"line {number} of {path}", row
+    for path in candidate_files(folder):
+        # Not splitlines(): a prompt may hold U+2028, which ends a line of text but not a row.
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            if line.strip():
+                row = _object(line)
+                if row is None:
+                    notes.add(DAMAGED, f"line {number} of {path}")
+                else:
+                    yield f"line {number} of {path}", row
 
 
 def _outcomes(folder: Path, notes: Notes) -> tuple[set[str], dict[int, str]]:

@@ -46,9 +46,9 @@ class Neighbor(Chosen):
 
 def seated(verifier: Chosen, denoiser: Denoiser) -> Chosen:
     """The verifier, where need be as one that waits its turn or has the device to itself."""
+    if verifier.remote:
+        return verifier
     residence = denoiser.residence
     if residence is not None and residence.alone:
         return Guest(verifier.verifier, verifier.name, verifier.metric, residence)
-    if verifier.remote:
-        return verifier
     return Neighbor(verifier.verifier, verifier.name, verifier.metric, denoiser.turn)

@@ -7,12 +7,13 @@ long as they last: the search asks the same again, for all its randomness is key
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -277,14 +278,18 @@ def remove_journals(store: RunStore, indices: Collection[int]) -> None:
         match = re.match(r"prompt(\d+)[_.]", path.name)
         if match is not None and int(match[1]) in indices:
             path.unlink(missing_ok=True)
-    if store.state.is_dir() and not any(store.state.iterdir()):
+    with contextlib.suppress(OSError):  # not empty, or gone
         store.state.rmdir()
 
 
-def pictures_named(store: RunStore) -> set[str]:
-    """The pictures in the run folder that journals name."""
+def pictures_named(store: RunStore, indices: Iterable[int] | None = None) -> set[str]:
+    """The pictures in the run folder that journals name: of these prompts, or of all."""
+    if indices is None:
+        paths = list(store.state.glob("prompt*.jsonl"))
+    else:
+        paths = [store.state / f"prompt{index}.jsonl" for index in indices]
     named: set[str] = set()
-    for path in store.state.glob("prompt*.jsonl"):
+    for path in paths:
         lines = _lines(path)
         for number, line in lines.read():
             with lines.fitting(number):

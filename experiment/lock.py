@@ -1,41 +1,96 @@
-"""One process a run folder."""
+"""One process a run folder, or a shard of one."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import signal
 import socket
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from utils import UserError
 
 NAME = ".lock"
+BEAT = 20.0  # seconds between signs of life
+DEAD = 300.0  # seconds without one, after which an owner on another machine counts as gone
+
+
+class Held(UserError):
+    """Another process holds the lock. elsewhere: on another machine, where it may be dead."""
+
+    elsewhere = False
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; refuses while another process does.
+def locked(folder: Path, name: str = NAME) -> Iterator[None]:
+    """Hold the folder's lock of this name; refuses while another process does.
 
     The system lets go of a lock whose owner dies. Where the file system has no locks, or the owner
-    was on another machine, the file itself is taken for one: it names process and host.
+    was on another machine, the file itself is taken for one: it names process and host, and its
+    owner touches it every `BEAT` seconds.
     """
-    path = folder / NAME
+    path = folder / name
     handle = _taken(path)
     try:
         _refuse_owner(path, handle)
-        owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
         os.truncate(handle, 0)
-        os.pwrite(handle, owner.encode(), 0)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+        os.pwrite(handle, json.dumps(_this_process()).encode(), 0)
+        with _beating(handle):
+            try:
+                yield
+            finally:
+                if _owner(handle) == _this_process():
+                    path.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def waited_for(folder: Path, name: str, seconds: float = DEAD + BEAT) -> Iterator[None]:
+    """Hold the lock, if it must be after waiting for the process that has it, or has died so."""
+    end = time.monotonic() + seconds
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(folder, name))
+                break
+            except Held:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
+        yield
+
+
+def _this_process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+@contextmanager
+def _beating(handle: int) -> Iterator[None]:
+    """Touch the lock file while this lasts; who finds it taken over is to end."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT):
+            if _owner(handle) != _this_process():  # suspended so long that it was given up
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            os.utime(handle)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _taken(path: Path) -> int:
@@ -47,7 +102,7 @@ def _taken(path: Path) -> int:
         except BlockingIOError:
             owner = _owner(handle)
             os.close(handle)
-            raise UserError(_refusal(path, owner)) from None
+            raise Held(_refusal(path, owner)) from None
         except OSError:  # no locks here
             return handle
         if _is_there(path, handle):
@@ -67,8 +122,17 @@ def _refuse_owner(path: Path, handle: int) -> None:
     owner = _owner(handle)
     if not owner:
         return
-    if owner.get("host") != socket.gethostname() or _lives_without_lock(handle, owner):
-        raise UserError(_refusal(path, owner))
+    elsewhere = owner.get("host") != socket.gethostname()
+    if not _silent(path, handle) if elsewhere else _lives_without_lock(handle, owner):
+        held = Held(_refusal(path, owner))
+        held.elsewhere = elsewhere
+        raise held
+
+
+def _silent(path: Path, handle: int) -> bool:
+    """Whether the lock has not been touched for long, by the clock of its file system."""
+    with tempfile.TemporaryFile(dir=path.parent) as now:
+        return os.fstat(now.fileno()).st_mtime - os.fstat(handle).st_mtime > DEAD
 
 
 def _lives_without_lock(handle: int, owner: dict[str, Any]) -> bool:

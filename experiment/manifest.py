@@ -78,11 +78,11 @@ def _git(*arguments: str) -> str:
 
 
 def device_name(device: str) -> str:
-    """The device as its maker calls it."""
+    """The device as its maker calls it, whichever of several alike it is."""
     import torch
 
     if device.startswith("cuda"):
-        return f"{device} ({torch.cuda.get_device_name(device)})"
+        return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"{device} ({platform.processor() or platform.machine()})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,19 @@ class Outcome:
             **_cost(self.spent),
             "statuses": dict(self.book.statuses),
         }
+
+
+def unsearched(prompt: Prompt, reason: str) -> dict[str, Any]:
+    """The summary of a prompt whose search left nothing to sum up."""
+    told = {"prompt": prompt.text, "prompt_index": prompt.index, "category": prompt.category}
+    return {**told, "best": None, **_cost(Cost()), "statuses": {}, "failed": reason}
+
+
+def summed_up(prompts: Sequence[Prompt], summaries: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    """The run's summary, from those of its prompts."""
+    each = [summaries[prompt.index] for prompt in prompts]
+    total = {name: round(sum(summary[name] for summary in each), 3) for name in TOTALS}
+    return {"prompts": each, "total": total}
 
 
 class Failed(Exception):

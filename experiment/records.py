@@ -17,6 +17,7 @@ from utils import UserError
 CANDIDATES = "candidates.jsonl"
 SUMMARY = "summary.json"
 STATE = "state"  # a folder, there while a run is unfinished
+SHARDS = "shards"  # within it: what several processes have done that is not yet merged
 _NAME = re.compile(r"prompt@(.+?)_hash@([^_]+)_i@(\d+)_s@(\d+)\.(\w+)")
 
 
@@ -133,27 +134,37 @@ def read_rounds(folder: Path, tell: Callable[[str], None] | None = None) -> list
     return found
 
 
-def read_candidates(folder: Path, since: int = 0) -> list[CandidateRecord]:
-    """The rows of `candidates.jsonl` in the order they were written; none if there is no such file.
+def candidate_files(folder: Path) -> list[Path]:
+    """The files that hold a run's rows: `candidates.jsonl`, and while several processes work on the
+    run one more of each prompt that they have taken, in the order of the prompts."""
+    taken = (folder / STATE / SHARDS).glob("prompt*.jsonl")
+    files = [folder / CANDIDATES, *sorted(taken, key=lambda p: (len(p.name), p.name))]
+    return [path for path in files if path.exists()]
 
-    since: the byte at which the first row of interest begins.
+
+def read_candidates(folder: Path, since: int = 0) -> list[CandidateRecord]:
+    """A run's rows in the order they were written; none if there is no file of them.
+
+    since: the byte of `candidates.jsonl` at which the first row of interest begins.
     A last line that an interruption cut short is left out; damage anywhere else is an error.
     """
-    path = folder / CANDIDATES
-    if not path.exists():
-        return []
-    # Not splitlines(): a prompt may hold U+2028, which ends a line of text but not a row.
-    lines = [line for line in enumerate(_read(path)[since:].split(b"\n"), 1) if line[1].strip()]
     with _no_collection():
-        return list(_rows_of(path, lines))
+        return [row for path in candidate_files(folder) for row in _rows_of(path, since)]
 
 
-def _rows_of(path: Path, lines: Sequence[tuple[int, bytes]]) -> Iterator[CandidateRecord]:
-    for number, row in _parsed(path, lines):
+def _rows_of(path: Path, since: int) -> Iterator[CandidateRecord]:
+    for number, row in written_rows(path, since if path.name == CANDIDATES else 0):
         try:
             yield _candidate(row)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(_damaged_row(path, number)) from error
+
+
+def written_rows(path: Path, since: int = 0) -> Iterator[tuple[int, Any]]:
+    """The rows of a file that may still grow, as they stand in it, with their lines' numbers."""
+    # Not splitlines(): a prompt may hold U+2028, which ends a line of text but not a row.
+    lines = [line for line in enumerate(_read(path)[since:].split(b"\n"), 1) if line[1].strip()]
+    yield from _parsed(path, lines)
 
 
 def _parsed(path: Path, lines: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, Any]]:

@@ -7,7 +7,6 @@ size in the last bits and on nothing else of its batch, so a batch of copies sta
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from experiment.config import ExperimentConfig, parse_config, read_json
 from experiment.prompts import Prompt
-from experiment.records import CANDIDATES, read_candidates
+from experiment.records import CANDIDATES, candidate_files, read_candidates, written_rows
 from experiment.runner import Engine, load, plan
 from experiment.store import RunStore
 from pipelines.batching import spans
@@ -81,7 +80,7 @@ def replay(folder: Path, candidate: str, overrides: Mapping[str, Any]) -> Replay
 
 
 def _config(folder: Path, overrides: Mapping[str, Any]) -> ExperimentConfig:
-    if not (folder / CANDIDATES).is_file():
+    if not candidate_files(folder):
         raise UserError(f"'{folder}' is no run folder: it has no {CANDIDATES}.")
     content = read_json(str(folder / "config.json"))
     for name, value in overrides.items():
@@ -94,9 +93,8 @@ def _config(folder: Path, overrides: Mapping[str, Any]) -> ExperimentConfig:
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
     """All rows as written, once the reader has found them sound."""
-    count = len(read_candidates(folder))
-    lines = [line for line in (folder / CANDIDATES).read_bytes().split(b"\n") if line.strip()]
-    return [json.loads(line) for line in lines[:count]]
+    read_candidates(folder)
+    return [row for path in candidate_files(folder) for _, row in written_rows(path)]
 
 
 def _wanted(rows: Sequence[dict[str, Any]], candidate: str) -> dict[str, Any]:

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from experiment.records import CANDIDATES, STATE, SUMMARY, PromptKey, ResultFile, parse_name
+from experiment.records import (
+    CANDIDATES,
+    STATE,
+    SUMMARY,
+    PromptKey,
+    ResultFile,
+    candidate_files,
+    parse_name,
+)
 from experiment.report_run import UNRECORDED, Candidate, LeftOut, Named, Round, Run, Searched
 from utils import UserError, prompt_stem
 
@@ -81,12 +89,12 @@ class _Reading:
 
     def _read_rows(self) -> None:
         times: dict[str, int] = {}
-        for number, row in self._lines(CANDIDATES):
+        for name, number, row in self._rows():
             try:
                 candidate = _candidate(row)
                 index, text = _whole(row["prompt_index"]), str(row["prompt"])
             except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
-                self._leave_out(f"{CANDIDATES}, line {number}", "not a candidate's row")
+                self._leave_out(f"{name}, line {number}", "not a candidate's row")
                 continue
             if index not in self._by_index:
                 occurrence = times.get(text, 0)
@@ -96,6 +104,11 @@ class _Reading:
             prompt.index, prompt.text = index, text
             prompt.category = prompt.category or str(row.get("category") or "")
             prompt.rows.append(candidate)
+
+    def _rows(self) -> Iterator[tuple[str, int, Any]]:
+        for path in candidate_files(self.folder):
+            name = path.relative_to(self.folder).as_posix()
+            yield from ((name, number, row) for number, row in self._lines(name))
 
     def _of(self, key: PromptKey) -> _Gathered:
         return self._prompts.setdefault(key, _Gathered(key))
@@ -215,7 +228,7 @@ class _Reading:
 
     def _lines(self, name: str) -> Iterator[tuple[int, Any]]:
         """The objects of a file with one on each line, with their numbers."""
-        if name not in self.names:
+        if not (self.folder / name).exists():
             return
         try:
             content = (self.folder / name).read_bytes()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from experiment.config import ExperimentConfig, parse_config
 from experiment.records import SUMMARY, read_object
 from experiment.store import runs_of
-from utils import UserError, digest
+from utils import UserError, digest, path_part
 
 CONFIG = "config.json"
 CONFIG_HASH = "config_hash"  # of the manifest
@@ -40,12 +41,27 @@ def run_to_resume(config: ExperimentConfig, output_dir: str, resume: str) -> Pat
     folder = Path(resume)
     if not _is_run(folder):
         raise UserError(f"There is no run in '{resume}': give the folder of one, or 'auto'.")
+    _refuse_changed(folder, config)
+    return folder
+
+
+def run_named(config: ExperimentConfig, output_dir: str, name: str) -> Path | None:
+    """The run of this name, if it has begun; refuses a run of another config."""
+    if name != path_part(name):
+        raise UserError(f"'{name}' cannot name a folder: use letters, digits, '.', '_', '+', '-'.")
+    folder = runs_of(output_dir, config) / name
+    if not _is_run(folder):
+        return None
+    _refuse_changed(folder, config)
+    return folder
+
+
+def _refuse_changed(folder: Path, config: ExperimentConfig) -> None:
     if changes := _changes(folder, config):
         raise UserError(
             f"{folder} is a run of another config: {'; '.join(changes)}. Start a new run, or take"
             f" its own config ({folder / CONFIG})."
         )
-    return folder
 
 
 def config_of_run(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
@@ -62,7 +78,11 @@ def config_of_run(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
     free = {"offload": now.offload, "prompts_at_once": now.prompts_at_once}
     engine = own.engine_args.model_copy(update=free)
     return own.model_copy(
-        update={"use_low_gpu_vram": config.use_low_gpu_vram, "engine_args": engine}
+        update={
+            "use_low_gpu_vram": config.use_low_gpu_vram,
+            "engine_args": engine,
+            "ray_args": config.ray_args,
+        }
     )
 
 
@@ -109,10 +129,13 @@ def _is_run(folder: Path) -> bool:
 
 
 def _age(folder: Path) -> tuple[str, int]:
-    """Folders are named by their time, and numbered within a second."""
-    stamp, _, number = folder.name.partition("_")[2].partition("_")
-    day = folder.name.partition("_")[0]
-    return (f"{day}_{stamp}", int(number) if re.fullmatch(r"\d+", number) else 0)
+    """Folders are named by their time, and numbered within a second; or else by the user."""
+    named = re.fullmatch(r"(\d{8}_\d{6})(?:_(\d+))?", folder.name)
+    if named is not None:
+        return (named[1], int(named[2] or 0))
+    config = folder / CONFIG
+    began = config.stat().st_mtime if config.is_file() else 0.0
+    return (datetime.fromtimestamp(began).strftime("%Y%m%d_%H%M%S"), 0)
 
 
 def _changes(folder: Path, config: ExperimentConfig) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,16 @@ from experiment.resume import (
     config_hash,
     config_of_run,
     finished,
+    run_named,
     run_to_resume,
 )
 from experiment.searching import Experiment
+from experiment.shard_files import alone, take_over
 from experiment.speed import compiles, images_at_once, measures_batches
 from experiment.stops import Stopped
 from experiment.store import RunStore, refuse_unwritable
 from experiment.tracker import asked_trackers
-from experiment.trackers import tracked
+from experiment.trackers import Trackers, tracked
 from pipelines.compiling import compile_denoisers, undo
 from pipelines.denoiser import Denoiser, denoisers
 from pipelines.loading import (
@@ -80,15 +82,19 @@ def run(
     config: ExperimentConfig,
     output_dir: str,
     resume: str | None = None,
+    run_name: str | None = None,
     report_to: Sequence[str] = (),
 ) -> Ran:
     """Run the whole experiment, or go on with one.
 
     resume: the folder of a run, or "auto": the newest one of this config, or a new one where there
-    is none. A run that is finished is left as it is. report_to: names of trackers.
+    is none. A run that is finished is left as it is. run_name: of a run that begins, or goes on if
+    it has begun. report_to: names of trackers.
     """
     trackers = asked_trackers(report_to)
     folder = None if resume is None else run_to_resume(config, output_dir, resume)
+    if run_name is not None:
+        folder = run_named(config, output_dir, run_name)
     if folder is not None:
         try:
             return _gone_on(config, folder, trackers)
@@ -100,18 +106,18 @@ def run(
     planned = plan(config)
     refuse_unwritable(output_dir)
     engine = load(config, planned)
-    store = RunStore.create(output_dir, config)
+    store = RunStore.create(output_dir, config, run_name)
     with locked(store.folder):
         store.write_json("config.json", engine.saved(config))
-        store.write_json("manifest.json", _world(engine, planned, store.folder))
+        store.write_json("manifest.json", world(engine, planned, store.folder))
         print(f"Results go to {store.folder}", flush=True)
-        return _ran(config, planned, engine, store, trackers)
+        return _ran_alone(config, planned, engine, store, trackers)
 
 
 def _gone_on(config: ExperimentConfig, folder: Path, trackers: Sequence[str]) -> Ran:
     """Go on with a run in the way it began."""
     refuse_unwritable(str(folder))
-    with locked(folder):
+    with alone(folder):
         config = config_of_run(folder, config)
         store = RunStore(folder, config.export)
         if finished(folder):
@@ -123,50 +129,59 @@ def _gone_on(config: ExperimentConfig, folder: Path, trackers: Sequence[str]) ->
             )
             return Ran(folder)
         planned = plan(config)
+        take_over(store, planned.prompts)
         engine = load(config, planned)
-        world = _world(engine, planned, folder)
-        if other := check_world(folder, world):
-            print(f"Other {', '.join(other)} than before: images may differ in their last bits.")
-        if not (folder / "manifest.json").exists():
-            store.write_json("manifest.json", world)
+        check_or_write_world(store, world(engine, planned, folder))
         print(f"Going on with {folder}", flush=True)
-        return _ran(config, planned, engine, store, trackers)
+        return _ran_alone(config, planned, engine, store, trackers)
 
 
-def _ran(
+def check_or_write_world(store: RunStore, now: Mapping[str, Any]) -> None:
+    """Say what differs from when the run began, or note it down as it begins."""
+    if other := check_world(store.folder, now):
+        print(f"Other {', '.join(other)} than before: images may differ in their last bits.")
+    if not (store.folder / "manifest.json").exists():
+        store.write_json("manifest.json", now)
+
+
+def _ran_alone(
     config: ExperimentConfig,
     planned: Plan,
     engine: Engine,
     store: RunStore,
     names: Sequence[str],
 ) -> Ran:
-    if warning := short_of_room(planned, engine.denoiser.call_args, store.folder):
+    with tracked(names, store, config, planned.prompts) as trackers:
+        done = ran(engine.experiment(config, planned, store, trackers=trackers))
+    tell_failed(store, done.failed)
+    return done
+
+
+def ran(experiment: Experiment) -> Ran:
+    """Run it to its end, and say how to go on where it does not get there."""
+    store, call_args = experiment.store, experiment.denoiser.call_args
+    if warning := short_of_room(experiment.planned, call_args, store.folder):
         print(warning, flush=True)
-    hint = f"To resume: python main.py --resume {shlex.quote(str(store.folder))}"
     try:
-        with tracked(names, store, config, planned.prompts) as trackers:
-            experiment = Experiment(
-                config,
-                engine.denoiser,
-                engine.verifier,
-                engine.judges,
-                store,
-                planned,
-                engine.batch_size,
-                trackers,
-            )
-            experiment.run()
+        experiment.run()
     except Stopped as stop:
-        raise Stopped(f"{stop}\n{hint}") from stop
+        raise Stopped(f"{stop}\n{hint(store)}") from stop
     except KeyboardInterrupt:
-        print(f"Interrupted. {hint}", file=sys.stderr)
+        print(f"Interrupted. {hint(store)}", file=sys.stderr)
         raise
-    if experiment.failed:
-        print(f"{experiment.failed} prompts failed: summary.json says why. {hint}", flush=True)
     return Ran(store.folder, experiment.failed)
 
 
-def _world(engine: Engine, planned: Plan, folder: Path) -> dict[str, Any]:
+def tell_failed(store: RunStore, failed: int) -> None:
+    if failed:
+        print(f"{failed} prompts failed: summary.json says why. {hint(store)}", flush=True)
+
+
+def hint(store: RunStore) -> str:
+    return f"To resume: python main.py --resume {shlex.quote(str(store.folder))}"
+
+
+def world(engine: Engine, planned: Plan, folder: Path) -> dict[str, Any]:
     """The manifest: all that images may depend on beside the config, and a digest of that."""
     texts = json.dumps([prompt.text for prompt in planned.prompts])
     return {
@@ -187,6 +202,26 @@ class Engine:
     manifest: dict[str, Any]
     compiled: bool = False
 
+    def experiment(
+        self,
+        config: ExperimentConfig,
+        planned: Plan,
+        store: RunStore,
+        kind: type[Experiment] = Experiment,
+        trackers: Trackers | None = None,
+    ) -> Experiment:
+        """The planned prompts' searches, to be written to this store."""
+        return kind(
+            config,
+            self.denoiser,
+            self.verifier,
+            self.judges,
+            store,
+            planned,
+            self.batch_size,
+            trackers,
+        )
+
     def saved(self, config: ExperimentConfig) -> dict[str, Any]:
         """The resolved config with what was chosen here, on which an image's last bits depend."""
         residence = self.denoiser.residence
@@ -194,11 +229,22 @@ class Engine:
         return saved(config, self.batch_size, vae, self.compiled)
 
 
-def load(config: ExperimentConfig, planned: Plan) -> Engine:
-    """Check what can be checked before weights load, then load them."""
+def load(
+    config: ExperimentConfig,
+    planned: Plan,
+    elsewhere: Callable[[Chosen, str], Chosen] | None = None,
+) -> Engine:
+    """Check what can be checked before weights load, then load them.
+
+    elsewhere: what to ask in place of a verifier (named "") and of each judge, by its name.
+    """
     hush()
     verifier = config.verifier_args.build()
-    judges = _numbered([judge.build() for judge in config.judges])
+    judges = named_judges(config)
+    if elsewhere is not None:
+        judges = {name: elsewhere(judge, name) for name, judge in judges.items()}
+        if "gradient" not in config.search_args.build().needs:  # which needs it at hand
+            verifier = elsewhere(verifier, "")
     for name, judge in judges.items():
         if judge.preview_noise is not None:
             raise UserError(f"'{name}' wants previews, which only verifier_args gets, not a judge.")
@@ -290,21 +336,28 @@ def _try_call(denoiser: Denoiser, prompt: Prompt, batch_size: int) -> None:
         raise UserError(f"The pipeline refuses its call arguments: {reason}.") from error
 
 
-def _numbered(judges: Sequence[Chosen]) -> dict[str, Chosen]:
+def named_judges(config: ExperimentConfig) -> dict[str, Chosen]:
     """Judges by name; the second of the same name gets a number."""
     named: dict[str, Chosen] = {}
-    for judge in judges:
+    for judge in (args.build() for args in config.judges):
         named[free_name(judge.name, named)] = judge
     return named
 
 
 def saved(
-    config: ExperimentConfig, batch_size: int, vae: str | None = None, compiled: bool = False
+    config: ExperimentConfig,
+    batch_size: int | str,
+    vae: str | None = None,
+    compiled: bool | None = None,
 ) -> dict[str, Any]:
-    """The resolved config with the batch size, the way of decoding and whether it is compiled."""
+    """The resolved config with the batch size, the way of decoding and whether it is compiled.
+
+    What is None is not chosen yet, and stays as asked for.
+    """
     whole = config.resolved()
     whole["engine_args"]["batch_size"] = batch_size
     whole["engine_args"]["vae"] = vae or config.engine_args.vae
-    whole["engine_args"]["compile"] = "on" if compiled else "off"
+    if compiled is not None:
+        whole["engine_args"]["compile"] = "on" if compiled else "off"
     whole["batch_size_for_img_gen"] = None
     return whole

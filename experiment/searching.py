@@ -15,7 +15,7 @@ from experiment.evaluate import Evaluated, Evaluator
 from experiment.guests import seated
 from experiment.interrupts import Interrupts
 from experiment.journal import Journal
-from experiment.outcome import TOTALS, Failed, Outcome, report
+from experiment.outcome import Failed, Outcome, report, summed_up
 from experiment.overlap import in_turn
 from experiment.plan import Plan
 from experiment.progress import Progress, remove_state
@@ -83,7 +83,7 @@ class Experiment:
         from tqdm import tqdm
 
         prompts = self.planned.prompts
-        progress = Progress(self.store, prompts, self.batch_size)
+        progress = self._opened()
         self.batch_size = progress.batch_size
         self.denoiser.singly = progress.singly
         self._tell_chosen(progress)
@@ -108,11 +108,13 @@ class Experiment:
             self.store.keep_rows({p.index: progress.rows.get(p.index) for p in prompts})
         self._end({**progress.summaries, **failed})
 
+    def _opened(self) -> Progress:
+        """What is done so far, the rest cleared away."""
+        return Progress(self.store, self.planned.prompts, self.batch_size)
+
     def _end(self, summaries: Mapping[int, dict[str, Any]]) -> None:
-        each = [summaries[prompt.index] for prompt in self.planned.prompts]
-        total = {name: round(sum(summary[name] for summary in each), 3) for name in TOTALS}
-        self.store.write_summary({"prompts": each, "total": total})
-        self.failed = sum("failed" in summary for summary in each)
+        self.store.write_summary(summed_up(self.planned.prompts, summaries))
+        self.failed = sum("failed" in summary for summary in summaries.values())
         if not self.failed:
             remove_state(self.store)
 

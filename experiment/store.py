@@ -53,23 +53,32 @@ def refuse_unwritable(root: str) -> None:
         raise UserError(f"Nothing can be written to '{root}': choose another --output_dir.")
 
 
+def time_stamp() -> str:
+    """The name of a run that begins now."""
+    return datetime.now().strftime("%Y%m%d_%H%M%S")
+
+
 class RunStore:
     """One run's folder, below output/<model>/<verifier>/<metric>/."""
 
     def __init__(self, folder: Path, export: ExportArgs) -> None:
         self.folder = folder
-        self._export = export
+        self.export = export
         self._sums: dict[str, Sum] = {}  # of pictures and records, by name
         self._rows: dict[int, Sum] = {}  # by prompt
         self._turn = threading.Lock()  # of prompts that are searched for at once
 
     @classmethod
-    def create(cls, root: str, config: ExperimentConfig) -> RunStore:
-        """A new folder named by the time; a second run within the second gets a number."""
+    def create(cls, root: str, config: ExperimentConfig, name: str | None = None) -> RunStore:
+        """A folder of this name, or a new one named by the time; a second run within the second
+        gets a number."""
         parent = runs_of(root, config)
-        stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
+        stamp = time_stamp()
         try:
             parent.mkdir(parents=True, exist_ok=True)
+            if name is not None:
+                (parent / name).mkdir(exist_ok=True)
+                return cls(parent / name, config.export)
             for number in range(1, 10_000):
                 folder = parent / (stamp if number == 1 else f"{stamp}_{number}")
                 try:
@@ -88,15 +97,18 @@ class RunStore:
     def write_summary(self, content: Any) -> None:
         self.write_json(SUMMARY, content)
 
+    def rows_path(self, index: int) -> Path:
+        """Where the rows of a prompt go."""
+        return self.folder / CANDIDATES
+
     def append_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of one prompt for `candidates.jsonl`, on disk when this returns."""
-        data = b"".join(map(_row, rows))
-        with self._turn, open(self.folder / CANDIDATES, "ab") as file:
+        index, data = rows[0]["prompt_index"], b"".join(map(_row, rows))
+        with self._turn, open(self.rows_path(index), "ab") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        for index in {row["prompt_index"] for row in rows}:
-            self._rows[index] = sum_of(data, self._rows.get(index, (0, 0)))
+        self._rows[index] = sum_of(data, self._rows.get(index, (0, 0)))
 
     @property
     def rows_size(self) -> int:
@@ -198,7 +210,7 @@ class RunStore:
             from experiment.video import mp4_bytes
 
             name = self.name(prompt, round, seed, ".mp4")
-            data = mp4_bytes(media, self._export.fps, crf=self._export.rate_factor)
+            data = mp4_bytes(media, self.export.fps, crf=self.export.rate_factor)
         else:
             name = self.name(prompt, round, seed, ".png")
             data = png_bytes(media)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import floors, gpu, shapes
+from benchmarks import floors, gpu, parallel, shapes
 from benchmarks.figures import figure, table, unbarred
 from benchmarks.loop import main
 
@@ -37,6 +37,20 @@ def test_the_loop_benchmark_compares_three_loops_that_make_the_same_images(
     printed = capsys.readouterr().out
     for label in ("filled rounds, 8 images", "ours / one at a time", "ours / best batch"):
         assert label in printed
+
+
+@pytest.mark.slow
+def test_the_parallel_benchmark_finds_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "parallel.json"
+    assert parallel.main(["--quick", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert {count: len(each) for count, each in found["seconds"].items()} == {"1": 1, "2": 1}
+    for part, ratio in found["speedup"].items():
+        assert ratio == found["medians"]["1"][part] / found["medians"]["2"][part]
+    printed = capsys.readouterr().out
+    assert "2 processes beside 1" in printed and "the same bytes: yes" in printed
 
 
 def test_an_unknown_config_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,8 +71,8 @@ class Verifier(Protocol):
     one that does not is shown keyframes. only_video: it takes nothing else.
     preview_noise: the share of noise at which it wants a preview of each finished candidate; None
     for no preview. pooled: its scores' values depend on the other candidates of the prompt, and
-    `pool_values` tells them. remote: another machine does the work, so that it may be asked while
-    this one is busy, by several threads at once.
+    `pool_values` tells them. remote: another process does the work, so that it needs no room here
+    and may be asked while this one is busy, by several threads at once.
     """
 
     metrics: ClassVar[tuple[str, ...]]

@@ -1,0 +1,197 @@
+"""What runs on a Ray cluster: pipelines that search for a prompt, verifiers that judge for them.
+
+Neither class knows Ray: `ray_run` makes actors of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from experiment.config import parse_config
+from experiment.lock import DEAD, waited_for
+from experiment.mirror import Mirror, mirroring
+from experiment.plan import make_plan
+from experiment.prompts import Prompt
+from experiment.runner import Engine, check_or_write_world, load, named_judges, world
+from experiment.shard_files import GATE, ShardExperiment, ShardStore, clear_prompts
+from experiment.sharded import settled
+from utils import UserError, find_checkpoint
+from verifiers.base import Chosen, Item, Score
+
+Ask = Callable[[str, Sequence[Item]], list[Score]]
+BEGUN = ("config.json", "manifest.json")
+VERIFIER = ""  # no judge has this name
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a prompt's search ended. stopped: why the run cannot go on, with its exit code."""
+
+    text: str
+    failed: bool = False
+    stopped: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, as every worker is told of it.
+
+    folder: where all workers see it. url: where else it is kept; then each works on a copy of its
+    own. cwd: where the user's relative paths begin.
+    """
+
+    config: Mapping[str, Any]
+    folder: str
+    prompts: list[Prompt]
+    cwd: str
+    url: str | None = None
+
+    def enter(self) -> None:
+        os.chdir(self.cwd)
+
+
+@dataclass(frozen=True)
+class Remote(Chosen):
+    """A verifier whose weights are with other workers; what needs no weights is answered here."""
+
+    ask: Ask = field(kw_only=True, compare=False)
+    asked_as: str = field(kw_only=True)
+
+    @property
+    def remote(self) -> bool:
+        return True
+
+    def load(self, device: str) -> None:
+        return
+
+    def offload(self) -> None:
+        return
+
+    def score(self, items: Sequence[Item]) -> list[Score]:
+        return self.ask(self.asked_as, items)
+
+
+class Pipeline:
+    """A loaded pipeline that searches for one prompt after another.
+
+    It is made without arguments, so that Ray can make it again at any time.
+    """
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self._mirror: Mirror | None = None
+
+    def ready(self, job: Job, ask: Ask | None) -> str | None:
+        """Load what there is to load; returns why that cannot be done, if it cannot.
+
+        ask: scores items by verifiers that run elsewhere; None: this worker loads its own.
+        """
+        self._job, self._ask = job, ask
+        try:
+            self._load()
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _load(self) -> None:
+        if self._engine is not None:
+            return
+        job = self._job
+        job.enter()
+        config = parse_config(dict(job.config))
+        folder = Path(job.folder)
+        if job.url is not None:
+            folder = Path(tempfile.mkdtemp(prefix="worker_"))
+            self._mirror = Mirror(job.url, folder)
+            self._mirror.pull(lambda name: name in BEGUN)
+        self._store = ShardStore(folder, config.export)
+        self._store.shards.mkdir(parents=True, exist_ok=True)
+        checkpoint = find_checkpoint(config.pretrained_model_name_or_path)
+        self._planned = make_plan(config, checkpoint, job.prompts)
+        engine = load(config, self._planned, self._elsewhere)
+        with waited_for(self._store.folder, GATE):
+            config, same = settled(config, engine, self._store)
+            check_or_write_world(self._store, world(engine, self._planned, self._store.folder))
+        if not same:
+            engine = load(config, self._planned, self._elsewhere)
+        self._config, self._engine = config, engine
+
+    def _elsewhere(self, chosen: Chosen, name: str) -> Chosen:
+        """The verifier, or one that asks other workers in its stead."""
+        if self._ask is None:
+            return chosen
+        return Remote(chosen.verifier, chosen.name, chosen.metric, ask=self._ask, asked_as=name)
+
+    def search(self, index: int) -> Told:
+        """Search for a prompt, from where any worker left it."""
+        assert self._engine is not None, "ready has not been called"
+        (prompt,) = (prompt for prompt in self._job.prompts if prompt.index == index)
+        own = replace(self._planned, prompts=[prompt])
+        experiment = self._engine.experiment(self._config, own, self._store, ShardExperiment)
+        with contextlib.redirect_stdout(io.StringIO()) as text:
+            try:
+                with self._own(prompt):
+                    clear_prompts(self._store, [prompt])  # what a lost worker left
+                    experiment.run()
+            except UserError as error:
+                return Told(text.getvalue(), stopped=(str(error), getattr(error, "code", 2)))
+        self._engine = replace(self._engine, batch_size=experiment.batch_size)
+        return Told(text.getvalue(), failed=bool(experiment.failed))
+
+    @contextmanager
+    def _own(self, prompt: Prompt) -> Iterator[None]:
+        """Have the prompt to oneself: whoever was only out of reach may still be at it.
+
+        Where workers share no folder, the prompt's files are fetched, and copied as they grow.
+        """
+        if self._mirror is None:
+            with waited_for(self._store.shards, f".prompt{prompt.index}.lock", 2 * DEAD):
+                yield
+            return
+        starts = (
+            f"state/prompt{prompt.index}.",
+            f"state/prompt{prompt.index}_",
+            f"{prompt.stem}_i@",
+        )
+        self._mirror.pull(lambda name: name.startswith(starts))
+        with mirroring(self._mirror):
+            yield
+
+
+class Judges:
+    """The run's verifier and judges, loaded, for pipelines that have none."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._loaded: dict[str, Chosen] = {}
+
+    def ready(self) -> str | None:
+        try:
+            self._load()
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        from pipelines.loading import choose_device
+
+        self._job.enter()
+        config = parse_config(dict(self._job.config))
+        asked = {VERIFIER: config.verifier_args.build(), **named_judges(config)}
+        for chosen in asked.values():
+            chosen.load(choose_device(config.engine_args.device))
+        self._loaded = asked
+
+    def score(self, name: str, items: Sequence[Item]) -> list[Score]:
+        self._load()
+        return self._loaded[name].score(items)

@@ -1,0 +1,167 @@
+"""One of several processes that share a run's prompts and its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from experiment.config import ExperimentConfig, VerifierArgs
+from experiment.lock import waited_for
+from experiment.progress import remove_state
+from experiment.prompts import Prompt, load_prompts
+from experiment.records import read_object
+from experiment.resume import config_of_run, finished, run_named, run_to_resume
+from experiment.runner import (
+    Engine,
+    Ran,
+    check_or_write_world,
+    load,
+    plan,
+    ran,
+    saved,
+    tell_failed,
+    world,
+)
+from experiment.searching import listens
+from experiment.shard_files import (
+    GATE,
+    ShardExperiment,
+    ShardStore,
+    clear_shard,
+    merge,
+    sharing,
+)
+from experiment.shards import Shard, agreed, own_device
+from experiment.store import RunStore, refuse_unwritable, runs_of, time_stamp
+from utils import UserError
+
+CHOSEN = ("batch_size", "compile", "vae")  # of engine_args: by whoever loads first
+
+
+def run_shard(
+    config: ExperimentConfig,
+    output_dir: str,
+    shard: Shard,
+    resume: str | None = None,
+    run_name: str | None = None,
+) -> Ran:
+    """Search for this process's prompts; the process that ends last sums the run up."""
+    refuse_listeners(config)
+    prompts = load_prompts(config)
+    mine = shard.share(prompts)
+    print(f"{str(shard).capitalize()}, by {shard.source}: {len(mine)} of {len(prompts)} prompts.")
+    if not mine:
+        return Ran(Path(output_dir))
+    folder = _folder(config, output_dir, shard, resume, run_name)
+    with sharing(folder, shard.index, shard.count):
+        config = config_of_run(folder, config)
+        store = ShardStore(folder, config.export)
+        with waited_for(folder, GATE):
+            if finished(folder):
+                remove_state(store)
+                print(f"{folder} is finished: there is nothing to do.", flush=True)
+                return Ran(folder)
+            left = clear_shard(store, prompts, mine)
+        if left:
+            _searched(config, store, shard, mine)
+        return Ran(folder, _merged(store, prompts, shard))
+
+
+def refuse_listeners(config: ExperimentConfig) -> None:
+    """Refuse verifiers whose scores depend on what earlier prompts came to."""
+    for args in _asked(config.verifier_args, *config.judges):
+        if listens(args.make()):
+            raise UserError(
+                f"'{args.name}' judges all of a run's images together, prompt after prompt: run it"
+                " in one process (--num_shards 1)."
+            )
+
+
+def _asked(*several: VerifierArgs) -> Iterator[VerifierArgs]:
+    """The verifiers, and of an ensemble its members in its place."""
+    for args in several:
+        members = args.options.get("verifiers")
+        if not members:
+            yield args
+        for member in members or ():
+            own = {key: value for key, value in member.items() if key != "weight"}
+            yield from _asked(VerifierArgs.model_validate(own))
+
+
+def _folder(
+    config: ExperimentConfig, output_dir: str, shard: Shard, resume: str | None, name: str | None
+) -> Path:
+    """The run folder that all processes find; whoever comes first makes it, with its config."""
+    if resume not in (None, "auto"):
+        folder = run_to_resume(config, output_dir, str(resume))
+        assert folder is not None
+        return folder
+    if resume is None:
+        name = name or shard.launch or agreed(time_stamp())
+        if name is None:
+            raise UserError(
+                f"{str(shard).capitalize()} must know the run folder of the others: give the same"
+                " --run_name to all, or --resume auto."
+            )
+    refuse_unwritable(output_dir)
+    parent = runs_of(output_dir, config)
+    parent.mkdir(parents=True, exist_ok=True)
+    with waited_for(parent, GATE):
+        if name is None:
+            folder = run_to_resume(config, output_dir, "auto")
+        else:
+            folder = run_named(config, output_dir, name)
+        if folder is None:
+            store = RunStore.create(output_dir, config, name)
+            store.write_json("config.json", saved(config, config.batch_size))
+            folder = store.folder
+    return folder
+
+
+def _searched(
+    config: ExperimentConfig, store: ShardStore, shard: Shard, mine: list[Prompt]
+) -> None:
+    """Search for the process's own prompts."""
+    planned = plan(config)
+    engine = load(_placed(config, shard), planned)
+    with waited_for(store.folder, GATE):
+        config, same = settled(config, engine, store)
+        check_or_write_world(store, world(engine, planned, store.folder))
+    if not same:  # another process has begun the run, on a machine of another size
+        engine = load(_placed(config, shard), planned)
+    print(f"Results go to {store.folder}", flush=True)
+    own = replace(planned, prompts=mine)
+    ran(engine.experiment(config, own, store, ShardExperiment))
+
+
+def settled(
+    config: ExperimentConfig, engine: Engine, store: RunStore
+) -> tuple[ExperimentConfig, bool]:
+    """The run's config with all choices made: by whoever loads first. Also whether this engine
+    has made the same choices. Call it with the gate held."""
+    chosen = engine.saved(config)
+    if not (store.folder / "manifest.json").exists():
+        store.write_json("config.json", chosen)
+    run = read_object(store.folder / "config.json")
+    same = all(run["engine_args"][key] == chosen["engine_args"][key] for key in CHOSEN)
+    return config_of_run(store.folder, config), same
+
+
+def _placed(config: ExperimentConfig, shard: Shard) -> ExperimentConfig:
+    device = own_device(config.engine_args.device, shard)
+    engine_args = config.engine_args.model_copy(update={"device": device})
+    return config.model_copy(update={"engine_args": engine_args})
+
+
+def _merged(store: ShardStore, prompts: list[Prompt], shard: Shard) -> int:
+    """How many prompts of the run failed, said by the process that ends last: a launcher takes an
+    exit code other than 0 for a reason to end the others."""
+    with waited_for(store.folder, GATE):
+        in_all = merge(store, prompts)
+    if in_all is None:
+        print(f"{str(shard).capitalize()} is done; the last one to end writes summary.json.")
+        return 0
+    print(f"All {len(prompts)} prompts are done: {store.folder / 'summary.json'}")
+    tell_failed(store, in_all)
+    return in_all

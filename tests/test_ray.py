@@ -1,0 +1,138 @@
+"""Runs on a local Ray cluster: pipelines and verifiers in workers, one of which is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiment.config import RayArgs
+from experiment.guests import seated
+from experiment.ray_actors import Remote
+from experiment.runner import load, plan
+from main import main
+from tests.interrupted import content
+from tests.test_shards import Ask, ask  # noqa: F401
+from verifiers.base import Item, Score
+from verifiers.moving import models_within
+
+WORLD = {"address": "local", "pipelines": 2, "verifiers": 1, "verifier_cpus": 0}
+
+
+def test_without_ray_the_remedy_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    words = ["--pipeline_config_path", "configs/shapes_flux.json", "--output_dir", str(tmp_path)]
+    assert main([*words, "--executor", "ray"]) == 2
+    assert capsys.readouterr().err == "--executor ray needs Ray: pip install ray.\n"
+    assert main([*words, "--executor", "ray", "--num_shards", "2"]) == 2
+    assert "leave out --num_shards" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "gpus", "count", "each"),
+    [
+        ({}, 0, 1, 0.0),
+        ({}, 8, 8, 1.0),
+        ({"verifiers": 2, "verifier_gpus": 1}, 8, 6, 1.0),
+        ({"verifiers": 1, "verifier_gpus": 0.5, "pipeline_gpus": 0.5}, 2, 3, 0.5),
+        ({"pipelines": 3}, 8, 3, 1.0),
+        ({"pipeline_gpus": 0}, 8, 1, 0.0),
+    ],
+)
+def test_unset_there_is_a_pipeline_for_each_gpu_that_verifiers_leave(
+    args: dict[str, Any], gpus: float, count: int, each: float
+) -> None:
+    found = RayArgs(**args)
+    assert (found.count(gpus), found.gpus_each(gpus)) == (count, each)
+
+
+def test_a_verifier_elsewhere_is_asked_by_its_name_and_loads_nothing(ask: Ask) -> None:  # noqa: F811
+    asked: list[tuple[str, int]] = []
+
+    def answer(name: str, items: Any) -> list[Score]:
+        asked.append((name, len(items)))
+        return [Score.of(brightness=0.5) for _ in items]
+
+    def elsewhere(chosen: Any, name: str) -> Any:
+        return Remote(chosen.verifier, chosen.name, chosen.metric, ask=answer, asked_as=name)
+
+    clip = {"name": "clip", "model_name": "shapes/models/shapes-clip"}
+    config = ask(judges=[clip, clip])
+    engine = load(config, plan(config), elsewhere)
+    assert engine.verifier.remote and seated(engine.verifier, engine.denoiser) is engine.verifier
+    engine.verifier.score([Item(None, "a"), Item(None, "b")])
+    engine.judges["clip#2"].score([Item(None, "a")])
+    assert asked == [("", 2), ("clip#2", 1)]
+    assert not list(models_within(engine.judges["clip"].verifier))
+
+
+def titled(title: str, above: int) -> list[int]:
+    """Processes below this one whose title begins so."""
+    psutil: Any = pytest.importorskip("psutil")
+    found = []
+    for child in psutil.Process(above).children(recursive=True):
+        try:
+            if " ".join(child.cmdline()).startswith(title):
+                found.append(child.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_killed_worker_changes_nothing(
+    scheme: str,
+    tmp_path: Path,
+    ask: Ask,  # noqa: F811
+) -> None:
+    """Workers share a folder, or each has its own and only a URL in common."""
+    pytest.importorskip("ray")
+    clip = {"name": "clip", "model_name": "shapes/models/shapes-clip"}
+    search = {"search_method": "random", "search_rounds": 3}
+    whole = ask(search_args=search, judges=[clip]).model_dump(
+        mode="json", by_alias=True, exclude={"schema_", "ray_args"}
+    )
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(whole))
+    path.with_name("ray.json").write_text(json.dumps({**whole, "ray_args": WORLD}))
+    watched = tmp_path / "temporary" if scheme else tmp_path / "ray"
+    (tmp_path / "temporary").mkdir()
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": "/tmp",
+               "TMPDIR": str(tmp_path / "temporary")}  # fmt: skip
+    one = [sys.executable, "main.py", "--pipeline_config_path", str(path)]
+    subprocess.run([*one, "--output_dir", str(tmp_path / "one")], env=environ, check=True)
+
+    words = ["main.py", "--pipeline_config_path", str(tmp_path / "ray.json"), "--executor", "ray"]
+    process = subprocess.Popen(
+        [sys.executable, *words, "--output_dir", f"{scheme}{tmp_path / 'ray'}"],
+        env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    killed: list[int] = []
+    end = time.monotonic() + 200
+    while process.poll() is None and not killed and time.monotonic() < end:
+        rows = watched.rglob("state/shards/prompt*.jsonl")
+        if any(not path.with_suffix(".json").exists() for path in rows):
+            killed = titled("ray::Pipeline.search", process.pid)[:1]
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    workers = titled("ray::", process.pid)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert killed and "A worker was lost" in said, said
+    (left,) = (p.parent for p in (tmp_path / "one").rglob("summary.json"))
+    (folder,) = (p.parent for p in (tmp_path / "ray").rglob("summary.json"))
+    assert content(folder) == content(left)
+    time.sleep(1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
