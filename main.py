@@ -47,7 +47,14 @@ def parser() -> Flags:
     add("--set", action="append", default=[], metavar="KEY.KEY=VALUE", help="override a config key")
     add("--seed", type=int, help="the run's seed (default 0)")
     add("--output_dir", default="output", help="root of the output tree (default: output)")
-    add("--resume", metavar="RUN|auto", help="go on with this run folder, or the newest unfinished")
+    add("--resume", metavar="RUN|auto", help="go on with this run folder, or the newest run")
+    add(
+        "--report_to",
+        nargs="+",
+        default=[],
+        metavar="TRACKER",
+        help="also log to tensorboard, wandb, trackio, comet_ml, mlflow or another tracker",
+    )
     add("--dry_run", action="store_true", help="check everything and print the plan; load nothing")
     add(
         "--probe",
@@ -144,6 +151,8 @@ def main(argv: list[str] | None = None) -> int:
 
             print(listed_runs(args.output_dir))
             return 0
+        if args.report_to and (args.compare or args.replay or args.probe is not None):
+            raise UserError("--report_to goes with a search: leave it out here.")
         if args.replay is not None:
             return _replay(args)
         if args.compare is not None and args.probe is not None:
@@ -158,6 +167,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("--resume goes with a search, not with --probe.")
         from experiment.config import load_config
         from experiment.runner import plan, run
+        from experiment.tracker import asked_trackers
 
         config = load_config(_config_path(args), overrides(args))
         if args.probe is not None:
@@ -168,9 +178,10 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 print(probe(config, args.probe, args.output_dir))
         elif args.dry_run:
+            asked_trackers(args.report_to)
             print(plan(config))
         else:
-            return 3 if run(config, args.output_dir, args.resume).failed else 0
+            return 3 if run(config, args.output_dir, args.resume, args.report_to).failed else 0
         return 0
     except UserError as error:
         print(error, file=sys.stderr)

@@ -39,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if arguments.export is not None:
         return _export(arguments, folders)
+    if arguments.budget is not None and not arguments.paper_table:
+        _tell("error: --budget goes with --paper_table.")
+        return 2
+    done = _paper_table(arguments, folders) if arguments.paper_table else None
+    folders = [run for folder in folders for run in _runs(folder)]
     if arguments.simulate is not None:
         return _simulate(arguments.simulate, folders)
     if arguments.push_to_hub is not None:
@@ -49,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _tell(f"error: {error}")
         return 2
-    if status is None or arguments.per_round:
+    if (status is None and done is None) or arguments.per_round:
         status = max(status or 0, _write_collages(arguments, folders))
-    return status
+    return max(status or 0, done or 0)
 
 
 def _simulate(policy: str, folders: Sequence[Path]) -> int:
@@ -62,6 +67,25 @@ def _simulate(policy: str, folders: Sequence[Path]) -> int:
             print(simulate(folder, policy))
     except UserError as error:
         _tell(f"error: {error}")
+        return 2
+    return 0
+
+
+def _paper_table(arguments: argparse.Namespace, folders: Sequence[Path]) -> int:
+    from experiment.paper_table import write_paper_table
+
+    if len(folders) > 1 and arguments.output is None:
+        _tell("error: Several comparisons need a folder for their table: give --output.")
+        return 2
+    output = Path(arguments.output or folders[0])
+    try:
+        for path in write_paper_table(folders, output, arguments.budget, _tell):
+            print(path)
+    except UserError as error:
+        _tell(f"error: {error}")
+        return 2
+    except OSError as error:
+        _tell(f"error: The table cannot be written ({error}): check the permissions.")
         return 2
     return 0
 
@@ -115,7 +139,8 @@ def _parser() -> argparse.ArgumentParser:
         action="extend",
         required=True,
         metavar="RUN",
-        help="run folders, or patterns like 'output/*/*/*/*'; the pictures are written into them",
+        help="run folders, comparisons, or patterns like 'output/*/*/*/*'; the pictures are written"
+        " into the runs' own",
     )
     parser.add_argument(
         "--per_round",
@@ -131,6 +156,17 @@ def _parser() -> argparse.ArgumentParser:
         "--simulate",
         metavar="POLICY",
         help="what pruning would have brought, from recorded previews: halving@0.5, or best",
+    )
+    parser.add_argument(
+        "--paper_table",
+        action="store_true",
+        help="of comparisons: paper_table.md, .csv and .tex, verifier and method by metric",
+    )
+    parser.add_argument(
+        "--budget",
+        type=int,
+        metavar="NFE",
+        help="with --paper_table: at which budget (default: the largest that all methods have)",
     )
     exports = parser.add_argument_group("exports", "data sets of the runs' images; no pictures")
     exports.add_argument(
@@ -191,6 +227,13 @@ def _folders(path: str) -> list[Path]:
     return folders
 
 
+def _runs(folder: Path) -> list[Path]:
+    """A comparison's runs at its largest budget, or the run that the folder is."""
+    from experiment.paper_read import comparison_runs
+
+    return comparison_runs(folder) or [folder]
+
+
 def _export(arguments: argparse.Namespace, folders: Sequence[Path]) -> int:
     # Here, so that --help needs no Pillow.
     from experiment.export import export
@@ -220,11 +263,11 @@ def _write_pictures(folder: Path, *, per_round: bool) -> None:
     from experiment.collage import pictures
     from experiment.video_collage import rendered
 
-    planned = list(pictures(folder, per_round=per_round))
-    if not planned:
-        raise UserError(f"There are no results in {folder}: {_remedy(folder)}.")
     # An image can stand in two pictures; one warning is enough.
     warn = cache(lambda message: _tell(f"warning: {message}"))
+    planned = list(pictures(folder, per_round=per_round, tell=warn))
+    if not planned:
+        raise UserError(f"There are no results in {folder}: {_remedy(folder)}.")
     written = 0
     for picture in planned:
         content = rendered(picture, warn)

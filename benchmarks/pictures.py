@@ -83,7 +83,7 @@ def _written(image: Image.Image, batches: int) -> tuple[float, float]:
         asked = [_batch(image, first) for first in range(0, batches * BATCH, BATCH)]
         before, started = _cpu(), time.perf_counter()
         for rollout, answered in asked:
-            journal.append(rollout, rollout.candidates, answered)
+            journal.append(rollout, rollout.candidates, answered, [1] * BATCH)
         return time.perf_counter() - started, _cpu() - before
 
 
@@ -92,7 +92,9 @@ def _batch(image: Image.Image, first: int) -> tuple[Rollout, Answered]:
     start = Candidates(latents, 0, tuple(range(first, first + BATCH)))
     media: list[Any] = [image] * BATCH
     scores = [Score.of(pixel=0.0)] * BATCH
-    return Rollout(start, until=4, round=1), Answered(start, None, scores, media, Cost())
+    return Rollout(start, until=4, round=1), Answered(
+        start, None, scores, media, Cost(), batch_size=BATCH
+    )
 
 
 def _cpu() -> float:

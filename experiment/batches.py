@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -34,21 +34,26 @@ class Moved:
 
 @dataclass(frozen=True)
 class Made:
-    """A batch moved, and decoded where it is to be scored; not judged yet."""
+    """A batch moved, and decoded where it is to be scored; not judged yet.
+
+    singly: whether pictures are decoded one by one from here on.
+    """
 
     start: Candidates
     moved: Moved
     before: Preview
     decoded: tuple[Decoded, list[bool]] | None
     seconds: float
+    singly: bool = False
 
 
 @dataclass(frozen=True)
 class Answered:
     """A batch as it came out: all that its rows, its pictures and the search are made of.
 
-    media: pictures of finished candidates, None for others. paths: where in the run folder those
-    are that are there already.
+    media: pictures of finished candidates, None for others. batch_size: candidates that were
+    denoised together. paths: where in the run folder those are that are there already. singly:
+    whether pictures are decoded one by one from here on.
     """
 
     moved: Candidates
@@ -56,4 +61,18 @@ class Answered:
     scores: Sequence[Score]
     media: Sequence[Any]
     cost: Cost
+    batch_size: int
     paths: Sequence[str | None] = ()
+    singly: bool = False
+
+    def part(self, where: range) -> Answered:
+        """What concerns some of the candidates, with their share of the cost."""
+        return replace(
+            self,
+            moved=self.moved.select(where),
+            gradient=None if self.gradient is None else self.gradient[where.start : where.stop],
+            scores=[self.scores[i] for i in where],
+            media=[self.media[i] for i in where],
+            cost=self.cost.share(len(where), len(self.scores)),
+            paths=[self.paths[i] for i in where],
+        )

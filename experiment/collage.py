@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from experiment.drawing import Picture, Tile
@@ -21,21 +21,24 @@ from experiment.records import (
     result_files,
 )
 from experiment.video_collage import contact_sheet, film
-from utils import significant
+from utils import UserError, significant
 
 LONGEST_ROW = 8
 
 
-def pictures(folder: Path, *, per_round: bool = False) -> Iterator[Picture]:
+def pictures(
+    folder: Path, *, per_round: bool = False, tell: Callable[[str], None] | None = None
+) -> Iterator[Picture]:
     """One collage a prompt of a run folder; with `per_round` also a grid for each round.
 
-    A prompt's videos are shown twice: as a video of them all, and by keyframes.
+    A prompt's videos are shown twice: as a video of them all, and by keyframes. `tell` is told of
+    records that cannot be read, which are left out.
     """
-    rounds = read_rounds(folder)
+    rounds = read_rounds(folder, tell)
     images = [*result_files(folder, ".png"), *result_files(folder, ".mp4")]
     keys = {record.key for record in rounds} | {image.key for image in images}
     names = _distinct_names(sorted(keys))
-    best = read_best(folder)
+    best = _chosen(folder, tell)
     for key, records in by_prompt(rounds).items():
         collage = _collage(names[key], records, best)
         if any(tile.path.suffix == ".mp4" for tile in collage.tiles):
@@ -45,6 +48,16 @@ def pictures(folder: Path, *, per_round: bool = False) -> Iterator[Picture]:
             yield collage
     if per_round:
         yield from _round_grids(folder, names, rounds, images)
+
+
+def _chosen(folder: Path, tell: Callable[[str], None] | None) -> Collection[str]:
+    try:
+        return read_best(folder)
+    except UserError as error:
+        if tell is None:
+            raise
+        tell(f"The best are taken by their scores: {error}")
+        return ()
 
 
 def _collage(name: str, records: Sequence[RoundRecord], best: Collection[str]) -> Picture:

@@ -20,9 +20,11 @@ from experiment.compare_config import CompareConfig, metric_labels
 from experiment.compare_table import Measured, Table, tabulate, write_table
 from experiment.config import ExperimentConfig
 from experiment.curves import write_curves
+from experiment.lock import locked
 from experiment.plan import Plan, refuse_cuts
 from experiment.prompts import Prompt
 from experiment.runner import Engine, load, plan
+from experiment.stops import Stopped, disk_full
 from experiment.store import refuse_unwritable
 from utils import UserError, path_part, significant
 
@@ -165,11 +167,23 @@ def _same_at_any(config: ExperimentConfig, steps: int | None) -> bool:
 def compare(config: CompareConfig, output_dir: str, time_limit: float | None = None) -> bool:
     """Run what is left of the comparison, until the time limit; whether all of it is done.
 
-    The table and the picture are written anew after each block of prompts, and at the end.
+    The table and the picture are written anew after each block of prompts, and at the end. One
+    process at a time works in a comparison's folder.
     """
     ends = None if time_limit is None else time.monotonic() + time_limit
     comparison = prepare(config, output_dir)
     refuse_unwritable(output_dir)
+    comparison.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(comparison.folder):
+            return _compared(comparison, ends)
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        raise Stopped("The disk is full: make room, and the same command goes on.") from error
+
+
+def _compared(comparison: Comparison, ends: float | None) -> bool:
     print(comparison, flush=True)
     done = _run(comparison, ends)
     for cell in comparison.cells:

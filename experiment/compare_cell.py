@@ -136,7 +136,7 @@ class CellRun:
         self._engine = engine
         self._store = RunStore(cell.folder, cell.config.export)
         (cell.folder / SUMMARY).unlink(missing_ok=True)
-        clear(self._store, {index: done.stem for index, done in self.done.items()})
+        clear(self._store, {index: done.stem for index, done in self.done.items()}, {})
         self._store.write_json("config.json", engine.saved(cell.alone))
         if not (cell.folder / "manifest.json").exists():
             self._store.write_json("manifest.json", engine.manifest)
@@ -152,10 +152,10 @@ class CellRun:
 
     def search(self, prompt: Prompt) -> Done:
         """Search for one prompt, judge its winners, and note that it is done."""
+        before = self._store.rows_size
         outcome = self._searched(prompt)
-        done = Done(
-            prompt.index, prompt.text, prompt.stem, outcome.summary(), self._winners(outcome)
-        )
+        winners = self._winners(outcome, before)
+        done = Done(prompt.index, prompt.text, prompt.stem, outcome.summary(), winners)
         self.done[prompt.index] = done
         lines = "".join(_line(self.done[index]) for index in sorted(self.done))
         write_atomically(self.cell.folder / WINNERS, lines.encode())
@@ -168,12 +168,10 @@ class CellRun:
         except Failed as failure:
             raise failure.error from None
 
-    def _winners(self, outcome: Outcome) -> tuple[Winner, ...]:
-        index = outcome.prompt.index
-        rows = [row for row in read_candidates(self.cell.folder) if row.prompt_index == index]
-        judging = _Judging(
-            self._engine, self._store, outcome.prompt, metric_labels(self.cell.config)
-        )
+    def _winners(self, outcome: Outcome, before: int) -> tuple[Winner, ...]:
+        """before: size of the file of rows as the prompt's search began."""
+        rows = read_candidates(self.cell.folder, before)
+        judging = _Judging(self._engine, self._store, outcome, metric_labels(self.cell.config))
         return tuple(self._winner(rows, budget, outcome, judging) for budget in self.cell.budgets)
 
     def _winner(
@@ -202,17 +200,18 @@ class CellRun:
 
 
 class _Judging:
-    """The scores of one prompt's images, from the pictures on disk; each is judged once."""
+    """The scores of one prompt's images, from the pictures on disk; each is judged once, whatever
+    comes in between."""
 
     def __init__(
-        self, engine: Engine, store: RunStore, prompt: Prompt, labels: tuple[str, ...]
+        self, engine: Engine, store: RunStore, outcome: Outcome, labels: tuple[str, ...]
     ) -> None:
         self._store = store
-        self._prompt = prompt
-        self._class = engine.denoiser.label(prompt.text)
+        self._prompt = outcome.prompt
+        self._journal = outcome.journal
+        self._class = engine.denoiser.label(outcome.prompt.text)
         judges = [seated(judge, engine.denoiser) for judge in engine.judges.values()]
         self._verifier, self._judges = labels[0], dict(zip(labels[1:], judges, strict=True))
-        self._known: dict[tuple[str, str], float] = {}
 
     def scores(self, row: CandidateRecord | None) -> dict[str, float]:
         """By metric what is said of an image; the verifier's word is the row's own."""
@@ -228,11 +227,12 @@ class _Judging:
 
     def _judge(self, row: CandidateRecord, label: str) -> float:
         assert row.path is not None
-        key = (row.path, label)
-        if key not in self._known:
+        score = self._journal.judged(row.id, label)
+        if score is None:
             item = Item(self._store.read_media(row.path), self._prompt.text, label=self._class)
-            self._known[key] = self._judges[label].score([item])[0].value
-        return self._known[key]
+            score = self._judges[label].score([item])[0]
+            self._journal.note_judged(row.id, label, score)
+        return score.value
 
 
 def within(rows: Sequence[CandidateRecord], budget: float) -> list[CandidateRecord]:

@@ -5,6 +5,7 @@ tt-scale-flux's keys load unchanged with their meaning; every other key is optio
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args, get_type_hints
@@ -80,12 +81,25 @@ class VerifierArgs(Options):
         return self.make().metric
 
 
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """What checks values of a type, made once: a plan asks for a search's dozens of times."""
+    try:
+        return _adapters(kind)
+    except TypeError:  # a type that cannot be hashed
+        return TypeAdapter(kind)
+
+
+@functools.cache
+def _adapters(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
 def _check_types(build: Any, options: Mapping[str, Any]) -> None:
     """Refuse options whose type is not their field's."""
     hints = get_type_hints(build)
     for name, value in options.items():
         try:
-            TypeAdapter(hints[name]).validate_python(value)
+            _adapter(hints[name]).validate_python(value)
         except ValidationError as error:
             raise UserError(sentence(error, f"verifier_args.{name}")) from error
 
@@ -109,7 +123,7 @@ class SearchArgs(Options):
         if isinstance(inner := self.options.get("inner"), Mapping):  # a search around another
             SearchArgs.model_validate(inner)
         try:
-            return TypeAdapter(build).validate_python(self.options)
+            return _adapter(build).validate_python(self.options)
         except ValidationError as error:
             raise UserError(sentence(error, "search_args")) from error
 
@@ -310,7 +324,7 @@ class ExperimentConfig(Part):
         whole["search_args"] = {
             "search_method": self.search_args.search_method,
             "search_rounds": self.rounds,
-            **TypeAdapter(type(self.search_args.build())).dump_python(
+            **_adapter(type(self.search_args.build())).dump_python(
                 self.search_args.build(), mode="json"
             ),
         }
@@ -365,10 +379,13 @@ def read_json(path: str) -> Any:
         return json.loads(found.read_text(encoding="utf-8"), object_pairs_hook=_no_twins)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+            f"{path} is not valid JSON: {error.msg.removesuffix(' at')} at line {error.lineno},"
+            f" column {error.colno}."
         ) from error
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply: flatten it.") from error
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiment.ahead import Ahead, Batch
 from experiment.batches import Answered, Made, Moved, Preview
 from experiment.journal import Journal
 from experiment.overlap import one_behind
@@ -78,7 +79,8 @@ OUT_OF_MEMORY = (
 class Evaluator:
     """Evaluates one prompt's rollouts; `keep` is handed each batch as soon as it is scored.
 
-    journal: answers the batches that it knows, and keeps the others. after: called after each batch
+    journal: answers the batches that it knows, and keeps the others. coming: the wishes as they
+    will be asked, where a search is blind to its answers. after: called after each batch
     that was not known; may raise, to stop here.
     values: every candidate's value as it stands now, by id; under a verifier that judges by the
     pool, it moves as more candidates arrive.
@@ -95,6 +97,7 @@ class Evaluator:
         values: dict[int, float],
         *,
         sde: Sde | None = None,
+        coming: Iterator[Rollout] | None = None,
         after: Callable[[Sequence[Score]], None] = lambda scores: None,
     ) -> None:
         self._denoiser = denoiser
@@ -108,6 +111,7 @@ class Evaluator:
         self._after = after
         self.values = values
         self._sde = sde
+        self._ahead = Ahead(coming)
         self._named: set[int] = set()  # seeds that rows tell the making of
         # By schedule and step: ids and their scores.
         self._pools: dict[tuple[int, int], dict[int, Score]] = {}
@@ -132,22 +136,28 @@ class Evaluator:
         return scored, sum(costs, Cost())
 
     def _answers(self, rollout: Rollout) -> Iterator[tuple[Candidates, Answered]]:
-        """The wish, batch by batch: from the journal as long as it lasts, then made and judged."""
+        """The wish, batch by batch: what was made with earlier wishes, then from the journal as
+        long as it lasts, then made and judged."""
         n, begin = len(rollout.candidates), 0
+        self._ahead.asked(rollout)
+        for start, answered in self._ahead.answered(rollout):
+            yield start, answered
+            begin += len(start)
         while begin < n:
             self.batch_size = self._journal.shrunk() or self.batch_size
-            start = rollout.candidates.select(range(begin, begin + self._sizes(n - begin)[0]))
-            known = self._journal.recall(rollout, start)
+            batch = self._batch(rollout, begin)
+            known = self._journal.recall(rollout, batch.start)
             if known is None:
                 break
-            yield start, known
-            begin += len(start)
+            self._denoiser.singly |= known.singly
+            yield self._ahead.take(batch, known)
+            begin += batch.counts[0]
         while begin < n:
             try:
                 with closing(self._fresh(rollout, begin)) as fresh:
-                    for start, answered in fresh:
-                        yield start, answered
-                        begin += len(start)
+                    for batch, answered in fresh:
+                        yield self._ahead.take(batch, answered)
+                        begin += batch.counts[0]
                         self._after(answered.scores)
             except RuntimeError as error:
                 if not out_of_memory(error):
@@ -157,16 +167,24 @@ class Evaluator:
             if begin < n:  # outside the handler, which holds on to what the failed batch had made
                 self._shrink()
 
-    def _fresh(
-        self, rollout: Rollout, begin: int
-    ) -> Generator[tuple[Candidates, Answered], None, None]:
+    def _batch(self, rollout: Rollout, begin: int) -> Batch:
+        """The wish's next batch; its last one filled with what will be asked next."""
+        rest = rollout.candidates.select(range(begin, len(rollout.candidates)))
+        if len(rest) < self.batch_size:
+            filled = self._ahead.filled(rollout, rest, self.batch_size)
+            if len(filled.counts) > 1:
+                return filled
+        size = self._sizes(len(rest))[0]
+        return Batch(rest.select(range(size)), (rollout.round or 0,) * size, (size,))
+
+    def _fresh(self, rollout: Rollout, begin: int) -> Generator[tuple[Batch, Answered], None, None]:
         """Make, judge and keep what is left of a wish.
 
         A batch is kept while the next is made; and judged, if another machine does that.
         """
-        made: Iterable[Made] = self._each_made(rollout, begin)
+        made: Iterable[tuple[Batch, Made]] = self._each_made(rollout, begin)
         if rollout.score and self._alone is not None:  # all are made before the verifier moves in
-            made = [self._put_by(rollout, each) for each in made]
+            made = [(batch, self._put_by(rollout, each)) for batch, each in made]
             self._alone.leave()
         judge, keep = partial(self._judged, rollout), partial(self._kept, rollout)
         if self._verifier.remote:
@@ -176,18 +194,18 @@ class Evaluator:
         if rollout.score and self._alone is not None:
             self._verifier.offload()
 
-    def _kept(
-        self, rollout: Rollout, judged: tuple[Candidates, Answered]
-    ) -> tuple[Candidates, Answered]:
-        start, answered = judged
-        return start, self._journal.append(rollout, start, answered)
+    def _kept(self, rollout: Rollout, judged: tuple[Batch, Answered]) -> tuple[Batch, Answered]:
+        batch, answered = judged
+        return batch, self._journal.append(rollout, batch.start, answered, batch.rounds)
 
-    def _each_made(self, rollout: Rollout, begin: int) -> Iterator[Made]:
-        for size in self._sizes(len(rollout.candidates) - begin):
-            self._tried = size
-            start = rollout.candidates.select(range(begin, begin + size))
-            yield self._journal.made(rollout, start) or self._make(rollout, start)
-            begin += size
+    def _each_made(self, rollout: Rollout, begin: int) -> Iterator[tuple[Batch, Made]]:
+        while begin < len(rollout.candidates):
+            batch = self._batch(rollout, begin)
+            self._tried = len(batch.start)
+            made = self._journal.made(rollout, batch.start) or self._make(rollout, batch.start)
+            self._denoiser.singly |= made.singly
+            yield batch, made
+            begin += batch.counts[0]
 
     def _put_by(self, rollout: Rollout, made: Made) -> Made:
         """A batch that will not be judged before others are made: an interruption must not cost
@@ -228,10 +246,12 @@ class Evaluator:
         decoded = None
         if rollout.score:
             decoded = self._decode(moved.clean, start.seeds, self._last(rollout))
-        return Made(start, moved, before, decoded, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return Made(start, moved, before, decoded, seconds, self._denoiser.singly)
 
-    def _judged(self, rollout: Rollout, made: Made) -> tuple[Candidates, Answered]:
+    def _judged(self, rollout: Rollout, made_batch: tuple[Batch, Made]) -> tuple[Batch, Answered]:
         """The batch with its scores, and the pictures worth keeping."""
+        batch, made = made_batch
         if not self._verifier.remote:
             self._tried = len(made.start)  # where judging them takes more memory than there is
         started = time.monotonic()
@@ -251,7 +271,9 @@ class Evaluator:
             verifications=n if rollout.score else 0,
             seconds=made.seconds + time.monotonic() - started,
         )
-        return made.start, Answered(moved.candidates, moved.gradient, scores, media, cost)
+        return batch, Answered(
+            moved.candidates, moved.gradient, scores, media, cost, n, singly=self._denoiser.singly
+        )
 
     def _entered(
         self, rollout: Rollout, start: Candidates, answered: Answered
@@ -380,7 +402,7 @@ class Evaluator:
             draft=bool(rollout.draft),
             nfe=cost.nfe // n,
             rows=cost.rows // n,
-            batch_size=n,
+            batch_size=answered.batch_size,
             seconds=cost.seconds / n,
             path=answered.paths[i],
             profile=self._denoiser.profile_of(bool(rollout.draft)),

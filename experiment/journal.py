@@ -9,28 +9,31 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from experiment.batches import Answered, Made, Moved, Preview
+from experiment.lines import LineFile
 from experiment.overlap import side_by_side
 from experiment.pictures import from_tensors, to_tensors
 from experiment.prompts import Prompt
-from experiment.records import mend_lines
+from experiment.rows import as_sum
 from experiment.store import RunStore
 from pipelines.denoiser import Decoded
 from search.core import Candidates, Rollout
 from search.ledger import Cost
-from utils import UserError, write_atomically
+from utils import UserError
 from verifiers.base import Score
 
+REMEDY = "delete that prompt's journal in state/ to search for it anew"
 NO_ANSWER = {"unscored", "failed", "truncated"}  # the verifier was asked and had nothing to say
 
 
@@ -43,7 +46,7 @@ class Journal:
     def __init__(self, store: RunStore, prompt: Prompt, batch_size: int) -> None:
         self._store = store
         self._prompt = prompt
-        self._path = store.state / f"prompt{prompt.index}.jsonl"
+        self._lines = _lines(store.state / f"prompt{prompt.index}.jsonl")
         self._written = 0  # files of tensors so far
         self._replay: deque[tuple[int, dict[str, Any]]] = deque()
         self._made: dict[str, dict[str, Any]] = {}
@@ -51,8 +54,7 @@ class Journal:
         self._elapsed, self._since = 0.0, time.monotonic()
         self.batch_size = batch_size
         store.state.mkdir(exist_ok=True)
-        lines = mend_lines(self._path)
-        if lines:
+        if lines := self._lines.read():
             self._open(lines)
         else:
             self._append({"kind": "prompt", "prompt": prompt.text, "batch_size": batch_size})
@@ -68,11 +70,20 @@ class Journal:
         if not self._replay:
             return None
         number, line = self._replay[0]
-        self._refuse_other(number, line["asked"], _asked(rollout, start))
-        tensors = self._store.read_tensors(line["tensors"])
+        with self._lines.fitting(number):
+            self._refuse_other(number, line["asked"], _asked(rollout, start))
+            answered = self._recalled(rollout, start, line)
+            self._elapsed, self._since = line["elapsed"], time.monotonic()
         self._pop()
-        self._elapsed, self._since = line["elapsed"], time.monotonic()
         self._written += 1
+        return answered
+
+    def _recalled(self, rollout: Rollout, start: Candidates, line: Mapping[str, Any]) -> Answered:
+        tensors = self._read_tensors(line)
+        sums = line.get("sums", {})  # earlier versions kept none
+        for path in line["paths"]:
+            if path is not None:
+                self._store.check_media(path, as_sum(sums.get(path)), REMEDY)
         placed = _placed(tensors, line, start)
         return Answered(
             _moved(rollout, start, placed),
@@ -80,17 +91,30 @@ class Journal:
             [_score(content) for content in line["scores"]],
             from_tensors(tensors, len(start)),
             Cost(**line["cost"]),
+            len(start),
             line["paths"],
+            line.get("singly", False),
         )
 
-    def append(self, rollout: Rollout, start: Candidates, answered: Answered) -> Answered:
-        """Keep a new answer: pictures first, then latents, then the line that names them all."""
+    def _read_tensors(self, line: Mapping[str, Any]) -> dict[str, Tensor]:
+        name = line["tensors"]
+        return self._store.read_tensors(name, as_sum(line.get("sums", {}).get(name)), REMEDY)
+
+    def append(
+        self, rollout: Rollout, start: Candidates, answered: Answered, rounds: Sequence[int]
+    ) -> Answered:
+        """Keep a new answer: pictures first, then latents, then the line that names them all.
+
+        rounds: each candidate's.
+        """
         name = f"prompt{self._prompt.index}_{self._written}.safetensors"
         tensors = _tensors(answered.moved, answered.gradient)
         devices = {key: tensor.device.type for key, tensor in tensors.items()}
-        paths = side_by_side(partial(self._write_media, rollout), start.seeds, answered.media)
+        write = partial(self._write_media, rollout)
+        paths = side_by_side(write, rounds, start.seeds, answered.media)
         tensors |= to_tensors(answered.media, paths)
-        self._store.write_tensors(name, tensors)
+        sums = {path: self._store.media_sum(path) for path in paths if path is not None}
+        sums[name] = self._store.write_tensors(name, tensors)
         self._append(
             {
                 "kind": "batch",
@@ -100,6 +124,8 @@ class Journal:
                 "tensors": name,
                 "devices": devices,
                 "paths": paths,
+                "singly": answered.singly,
+                "sums": sums,
                 "elapsed": self.clock(),
             }
         )
@@ -125,10 +151,11 @@ class Journal:
             "rows": [made.moved.rows, made.before.rows],
             "flags": [finite, decoded.filtered, decoded.sound, decoded.again],
             "seconds": made.seconds,
+            "singly": made.singly,
         }
         tensors |= to_tensors(decoded.media)
         tensors |= {f"before.{k}": v for k, v in to_tensors(made.before.media).items()}
-        self._store.write_tensors(name, tensors)
+        line["sums"] = {name: self._store.write_tensors(name, tensors)}
         self._append(line)
         self._made[key] = line
 
@@ -137,7 +164,7 @@ class Journal:
         line = self._made.get(_key(rollout, start))
         if line is None:
             return None
-        tensors = self._store.read_tensors(line["tensors"])
+        tensors = self._read_tensors(line)
         moved = _moved(rollout, start, _placed(tensors, line, start))
         before = {k.removeprefix("before."): v for k, v in tensors.items() if "before." in k}
         previews = from_tensors(before, len(start)) if before else ()
@@ -150,14 +177,14 @@ class Journal:
             Preview(previews, before_rows),
             (Decoded(from_tensors(tensors, len(start)), *flags), finite),
             line["seconds"],
+            line.get("singly", False),
         )
 
-    def _write_media(self, rollout: Rollout, seed: int, media: Any) -> str | None:
+    def _write_media(self, rollout: Rollout, round: int, seed: int, media: Any) -> str | None:
         """A picture whose round cannot be rejected any more goes where it will stay."""
         if media is None or rollout.rejectable:
             return None
-        assert rollout.round is not None
-        return self._store.write_media(self._prompt, rollout.round, seed, media)
+        return self._store.write_media(self._prompt, round, seed, media)
 
     def shrunk(self) -> int | None:
         """The batch size that the search went on with from here, if it had to change it."""
@@ -176,42 +203,49 @@ class Journal:
         return self._judged.get((id, judge))
 
     def note_judged(self, id: int, judge: str, score: Score) -> None:
+        self._judged[id, judge] = score
         self._append({"kind": "judged", "id": id, "judge": judge, "score": _recorded(score)})
 
     def drop_unanswered(self) -> None:
         """Forget the last batches in which no image was answered: they are to be asked again."""
-        lines = [line for _, line in mend_lines(self._path)]
+        lines = [line for _, line in self._lines.read()]
         batches = [i for i, line in enumerate(lines) if line["kind"] == "batch"]
         answered = max((i for i in batches if _answered(lines[i])), default=-1)
         first = next((i for i in batches if i > answered and lines[i]["asked"]["score"]), None)
-        kept = [
+        self._lines.rewrite(
             line
             for i, line in enumerate(lines)
             if first is None or i < first or line["kind"] == "judged"
-        ]
-        write_atomically(self._path, b"".join(map(_encoded, kept)))
+        )
 
     def remove(self) -> None:
         """The prompt is done, and that is on record."""
-        remove_journal(self._store, self._prompt.index)
+        remove_journals(self._store, {self._prompt.index})
 
     def _open(self, lines: Sequence[tuple[int, dict[str, Any]]]) -> None:
-        first = lines[0][1]
+        (number, first), *others = lines
         if first.get("prompt") != self._prompt.text:
             raise UserError(
-                f"{self._path} is the journal of another prompt: restore the prompts that the run"
-                " began with, or start a new run."
+                f"{self._lines.path} is the journal of another prompt: restore the prompts that"
+                " the run began with, or start a new run."
             )
-        self.batch_size = int(first["batch_size"])
-        for number, line in lines[1:]:
-            if line["kind"] == "judged":
-                self._judged[line["id"], line["judge"]] = _score(line["score"])
-            elif line["kind"] == "made":
-                if (self._store.state / line["tensors"]).exists():
-                    self._made[json.dumps(line["asked"])] = line
-            else:
-                self._replay.append((number, line))
-                self._made.pop(json.dumps(line.get("asked")), None)
+        with self._lines.fitting(number):
+            self.batch_size = int(first["batch_size"])
+        for number, line in others:
+            with self._lines.fitting(number):
+                self._take(number, line)
+
+    def _take(self, number: int, line: dict[str, Any]) -> None:
+        """Keep a line of an earlier sitting for when it is asked for."""
+        kind = line["kind"]
+        if kind == "judged":
+            self._judged[line["id"], line["judge"]] = _score(line["score"])
+        elif kind == "made":
+            if (self._store.state / line["tensors"]).exists():
+                self._made[json.dumps(line["asked"])] = line
+        else:
+            self._replay.append((number, line))
+            self._made.pop(json.dumps(line.get("asked")), None)
 
     def _pop(self) -> None:
         self._replay.popleft()
@@ -221,32 +255,40 @@ class Journal:
         for key, value in now.items():
             if then.get(key) != value:
                 raise UserError(
-                    f"Line {number} of {self._path} answers {key} {then.get(key)}, but the search"
-                    f" now asks for {key} {value}: the code or the machine has changed; go on with"
-                    " the old one, or delete that file to search for this prompt anew."
+                    f"Line {number} of {self._lines.path} answers {key} {then.get(key)}, but the"
+                    f" search now asks for {key} {value}: the code or the machine has changed; go"
+                    " on with the old one, or delete that file to search for this prompt anew."
                 )
 
     def _append(self, line: Mapping[str, Any]) -> None:
         """Add a line; the files that it names outlive a power cut before it does."""
         self._store.settle_names()
-        with open(self._path, "ab") as file:
-            file.write(_encoded(line))
-            file.flush()
-            os.fsync(file.fileno())
+        self._lines.append(line)
 
 
-def remove_journal(store: RunStore, index: int) -> None:
-    """Remove all that was kept for a prompt that is done."""
-    for path in store.state.glob(f"prompt{index}[_.]*"):
-        path.unlink(missing_ok=True)
+def _lines(path: Path) -> LineFile:
+    return LineFile(path, "delete it to search for its prompt anew")
+
+
+def remove_journals(store: RunStore, indices: Collection[int]) -> None:
+    """Remove all that was kept for prompts that are done."""
+    for path in store.state.glob("prompt*"):
+        match = re.match(r"prompt(\d+)[_.]", path.name)
+        if match is not None and int(match[1]) in indices:
+            path.unlink(missing_ok=True)
     if store.state.is_dir() and not any(store.state.iterdir()):
         store.state.rmdir()
 
 
 def pictures_named(store: RunStore) -> set[str]:
     """The pictures in the run folder that journals name."""
-    lines = [line for path in store.state.glob("prompt*.jsonl") for _, line in mend_lines(path)]
-    return {path for line in lines for path in line.get("paths", ()) if path is not None}
+    named: set[str] = set()
+    for path in store.state.glob("prompt*.jsonl"):
+        lines = _lines(path)
+        for number, line in lines.read():
+            with lines.fitting(number):
+                named |= {path for path in line.get("paths", ()) if path is not None}
+    return named
 
 
 def _asked(rollout: Rollout, start: Candidates) -> dict[str, Any]:
@@ -318,7 +360,3 @@ def _answered(line: Mapping[str, Any]) -> bool:
     return bool(line["asked"]["score"]) and any(
         score["status"] not in NO_ANSWER for score in line["scores"]
     )
-
-
-def _encoded(line: Mapping[str, Any]) -> bytes:
-    return (json.dumps(line) + "\n").encode()

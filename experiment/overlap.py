@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Made = TypeVar("Made")
 Judged = TypeVar("Judged")
@@ -14,15 +14,13 @@ Done = TypeVar("Done")
 WRITERS = 2  # threads that compress a batch's pictures, which Pillow does beside Python
 
 
-def side_by_side(
-    work: Callable[[Made, Judged], Done], firsts: Sequence[Made], seconds: Sequence[Judged]
-) -> list[Done]:
-    """`work` on each pair, a few at a time; the results in order."""
-    assert len(firsts) == len(seconds)
-    if len(firsts) < 2:
-        return [work(*pair) for pair in zip(firsts, seconds, strict=True)]
-    with ThreadPoolExecutor(min(WRITERS, len(firsts)), "write") as pool:
-        return list(pool.map(work, firsts, seconds))
+def side_by_side(work: Callable[..., Done], *arguments: Sequence[Any]) -> list[Done]:
+    """`work` on the first of each, then on the second, a few at a time; the results in order."""
+    calls = list(zip(*arguments, strict=True))
+    if len(calls) < 2:
+        return [work(*call) for call in calls]
+    with ThreadPoolExecutor(min(WRITERS, len(calls)), "write") as pool:
+        return list(pool.map(lambda call: work(*call), calls))
 
 
 def one_behind(

@@ -81,7 +81,8 @@ def read_table(path: Path) -> Table:
     """The table in a file; what is wrong with it is said in one sentence."""
     try:
         return READERS[path.suffix.lower()](path)
-    except (OSError, ValueError, csv.Error) as error:  # bad UTF-8 and bad JSON are ValueErrors
+    # Bad UTF-8 and bad JSON are ValueErrors, JSON that is nested too deeply is the last.
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"The prompt file '{path}' cannot be read: {reason}.") from error
 

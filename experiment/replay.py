@@ -50,7 +50,7 @@ class Replayed:
     def __str__(self) -> str:
         verdict = {
             True: "every pixel as recorded",
-            False: "not the recorded pixels: another device, version or thread count?",
+            False: "not the recorded pixels: another device, version or thread count, or damage?",
             None: "no picture of it was kept to compare with",
         }[self.same]
         if self.changed:
@@ -144,8 +144,11 @@ def _kept(
 def _equal(one: Path, other: Path) -> bool:
     if one.suffix != ".png":  # the same frames are encoded to the same bytes
         return one.read_bytes() == other.read_bytes()
-    with Image.open(one) as a, Image.open(other) as b:
-        return a.size == b.size and ImageChops.difference(a, b).getbbox() is None
+    try:
+        with Image.open(one) as a, Image.open(other) as b:
+            return a.size == b.size and ImageChops.difference(a, b).getbbox() is None
+    except (OSError, ValueError, SyntaxError):  # Pillow's word for a broken PNG is SyntaxError
+        return False
 
 
 class Found(Exception):

@@ -37,6 +37,9 @@ const breakable = (name) => name.split(/(?<=_)/).flatMap((part, i) => (i ? [h("w
 const color = (run) => `var(--run${run % COLORS})`;
 const swatch = (run) => h("span", { class: "swatch", color: color(run), "aria-hidden": "true" });
 const several = INDEX.runs.length > 1;
+const MOST_CATEGORIES = 40;  // more are as good as none
+const CATEGORIES = [...new Set(INDEX.prompts.map(({ category }) => category).filter(Boolean))];
+if (CATEGORIES.length > MOST_CATEGORIES) CATEGORIES.length = 0;
 // Those by which prompts can be ordered: of many runs only the pairs with the first.
 const PAIRS = INDEX.pairs.filter(([, , theirs]) => INDEX.runs.length < 4 || theirs === 0);
 
@@ -113,23 +116,49 @@ function pictureName(shown, row) {
 function nothing(why) {
   return h("span", { class: "picture none" }, why);
 }
-function picture(run, name, alt, poster = null) {
-  if (name.endsWith(".mp4")) {
-    return h("span", { class: "picture" },
-      h("video", { preload: "none", controls: true, muted: true, loop: true, playsinline: true,
-        poster, src: address(run, name), "aria-label": alt }));
+// A link to the picture or the video itself, in a tab of its own.
+function linked(run, name, ...shown) {
+  return h("a", { class: "picture", href: address(run, name), target: "_blank", rel: "noopener" }, shown);
+}
+// What of a video is in view is loaded as far as its first frame.
+const watchVideos = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (!isIntersecting) continue;
+    watchVideos.unobserve(target);
+    target.preload = "metadata";
   }
-  const link = h("a", { class: "picture", href: address(run, name), target: "_blank", rel: "noopener" });
+}, { rootMargin: "200px" });
+const PLAYS = document.createElement("video").canPlayType('video/mp4; codecs="avc1.64001f"') !== "";
+// A small one plays while it is pointed at. A browser without H.264, or a damaged file: a link to it.
+function video(run, name, alt, poster, small) {
+  const link = () => linked(run, name, poster ? h("img", { src: poster, alt })
+    : h("span", { class: "picture none" }, small ? "video" : "open the video"));
+  if (!PLAYS) return link();
+  const player = h("video", { preload: "none", controls: !small, loop: true, playsinline: true, poster, "aria-label": alt });
+  player.muted = true;
+  const box = small ? linked(run, name, player) : h("span", { class: "picture" }, player);
+  if (small) {
+    box.addEventListener("pointerenter", () => player.play().catch(() => {}));  // it was left before it played
+    box.addEventListener("pointerleave", () => player.pause());
+  }
+  player.addEventListener("error", () => box.replaceWith(link()));
+  player.src = address(run, name);
+  watchVideos.observe(player);
+  return box;
+}
+function picture(run, name, alt, poster = null, small = false) {
+  if (name.endsWith(".mp4")) return video(run, name, alt, poster, small);
+  const link = linked(run, name);
   const image = h("img", { loading: "lazy", decoding: "async", alt });
   image.addEventListener("error", () => link.replaceWith(nothing("image missing or damaged")));
   image.src = address(run, name);
   link.append(image);
   return link;
 }
-function rowPicture(run, shown, row) {
+function rowPicture(run, shown, row, small = false) {
   const name = pictureName(shown, row);
   const poster = row.id === shown.best ? shown.thumb : null;
-  if (name !== null) return picture(run, name, `candidate ${row.id}, seed ${row.seed}`, poster);
+  if (name !== null) return picture(run, name, `candidate ${row.id}, seed ${row.seed}`, poster, small);
   if (row.picture === 2) return nothing("image missing");
   return nothing(row.step < row.steps ? `step ${row.step}/${row.steps}` : "not kept");
 }
@@ -322,6 +351,30 @@ function pairs() {
     h("p", { class: "faint" }, "Paired by prompt; a tie is half a win. Bold: the interval leaves zero out."));
 }
 
+function categories() {
+  if (CATEGORIES.length < 2) return;
+  const labels = [...new Set(INDEX.runs.flatMap((run) => run.metrics.map(([label]) => label)))];
+  const having = (label) => INDEX.runs.flatMap((run, i) => run.metrics.some(([own]) => own === label) ? [i] : []);
+  const columns = labels.flatMap((label) => having(label).map((i) => [i, label]));
+  const rows = CATEGORIES.map((category) => {
+    const own = INDEX.prompts.map((_, at) => at).filter((at) => INDEX.prompts[at].category === category);
+    const means = columns.map(([i, label]) => {
+      const known = own.map((at) => winnerScore(at, i, label)).filter((score) => score !== null);
+      return h("td", {}, known.length ? number(known.reduce((sum, score) => sum + score, 0) / known.length) : "–");
+    });
+    return h("tr", {}, h("td", { class: "text" }, category), h("td", {}, whole(own.length)), means);
+  });
+  document.getElementById("categories").append(
+    h("h2", {}, "Categories"),
+    h("div", { class: "card scroll" }, h("table", {},
+      h("thead", {},
+        h("tr", {}, h("th", { class: "text" }, "category"), h("th", {}, "prompts"),
+          labels.map((label) => h("th", { colspan: having(label).length }, breakable(label)))),
+        several ? h("tr", {}, h("th", { colspan: 2 }), columns.map(([i]) => h("th", {}, swatch(i), INDEX.runs[i].name))) : null),
+      h("tbody", {}, rows))),
+    h("p", { class: "faint" }, "Means over winners."));
+}
+
 function curves() {
   const metrics = [...new Set(INDEX.runs.map((run) => run.metrics[0][0]))];
   const figures = [];
@@ -389,6 +442,9 @@ function filters() {
     const other = `${INDEX.runs[ours].name} beats ${INDEX.runs[theirs].name} by ${label}`;
     found.set(other, { name: other, test: (at) => difference(at, label, ours, theirs) > 0 });
   }
+  for (const category of CATEGORIES) {
+    found.set(`category ${category}`, { name: `category: ${category}`, test: (at) => INDEX.prompts[at].category === category });
+  }
   return found;
 }
 
@@ -453,7 +509,7 @@ function prompts() {
     const kept = INDEX.prompts.map((_, at) => at).filter((at) => test(at) &&
       `${INDEX.prompts[at].text} ${INDEX.prompts[at].category}`.toLowerCase().includes(wanted));
     list.replaceChildren(...ordered(kept, value, descending).map((at) => items[at]));
-    count.textContent = kept.length === items.length ? `${whole(kept.length)} prompts` : `${whole(kept.length)} of ${whole(items.length)} prompts`;
+    count.textContent = kept.length === items.length ? `${whole(kept.length)} prompt${kept.length === 1 ? "" : "s"}` : `${whole(kept.length)} of ${whole(items.length)} prompts`;
   };
   const named = (found) => [...found].map(([key, { name }]) => [key, name]);
   document.getElementById("prompts").append(
@@ -597,7 +653,7 @@ function candidateTable(shown, state, show) {
   }, "data-key": column.name }, ...breakable(column.name), column === by ? (state.descending ? " ↓" : " ↑") : ""),
   column.role ? h("span", { class: "role" }, column.role) : null));
   const body = listed.slice(0, state.most).map((row) => h("tr", { class: row.id === shown.best ? "won" : null, "data-id": row.id },
-    h("td", { class: "text" }, explain(rowPicture(state.run, shown, row), row.explanation)),
+    h("td", { class: "text" }, explain(rowPicture(state.run, shown, row, true), row.explanation)),
     all.map((column) => h("td", { class: column.why ? "why" : column.text ? "text" : null }, column.show ? column.show(row) : String(column.value(row))))));
   const rest = listed.length - body.length;
   return [
@@ -666,7 +722,7 @@ function howItCame(rows, row) {
 function showLineage(i, shown, row) {
   const { stages, missing } = lineage(shown.rows, row.id);
   const node = (each) => h("figure", { class: each.id === row.id ? "node won" : "node" },
-    explain(rowPicture(i, shown, each), each.explanation),
+    explain(rowPicture(i, shown, each, true), each.explanation),
     h("div", {}, h("b", {}, `#${each.id}  ${number(each.values[0])}`)),
     h("div", { class: "faint" }, `round ${each.round}, step ${each.step}/${each.steps}`),
     h("div", { class: "faint" }, howItCame(shown.rows, each)));
@@ -698,6 +754,7 @@ function leftOut() {
 
 overview();
 pairs();
+categories();
 curves();
 prompts();
 leftOut();

@@ -197,16 +197,20 @@ def _rounds(run: Told, searched: Searched) -> list[dict[str, Any]]:
     recorded: dict[int, Round] = {each.number: each for each in searched.rounds}
     sizes: dict[int, int] = {}
     scored: set[int] = set()
+    rejected: set[int] = set()  # only of such rounds pictures are not kept
     for candidate in searched.candidates:
         if candidate.finished:
             sizes[candidate.round] = sizes.get(candidate.round, 0) + 1
             if not math.isnan(candidate.score):
                 scored.add(candidate.round)
+                if candidate.path is None:
+                    rejected.add(candidate.round)
     rounds = []
     for number in sorted(recorded.keys() | sizes.keys()):
         each = recorded.get(number)
         shown = each is not None and each.path in run.run.names
         missing = "no winner recorded" if number in scored else "nothing scored"
+        missing = "rejected: no better one" if number in rejected else missing
         rounds.append(
             {
                 "number": number,

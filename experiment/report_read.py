@@ -18,8 +18,9 @@ from experiment.report_run import UNRECORDED, Candidate, LeftOut, Named, Round, 
 from utils import UserError, prompt_stem
 
 CONFIG, WINNERS = "config.json", "winners.jsonl"
-KNOWN = {CONFIG, "manifest.json", SUMMARY, CANDIDATES, WINNERS, STATE, "report.html",
-         "curves.png", "table.csv", "table.md", "table.json"}  # fmt: skip
+KNOWN = {CONFIG, "manifest.json", SUMMARY, CANDIDATES, WINNERS, STATE, "replay", "report.html",
+         "curves.png", "table.csv", "table.md", "table.json",
+         "tensorboard", "wandb", "dvclive"}  # fmt: skip
 MADE = ("collage_", "round_", "top_", "export_", ".")
 
 
@@ -93,6 +94,7 @@ class _Reading:
                 self._by_index[index] = self._of(_key(candidate, text, occurrence))
             prompt = self._by_index[index]
             prompt.index, prompt.text = index, text
+            prompt.category = prompt.category or str(row.get("category") or "")
             prompt.rows.append(candidate)
 
     def _of(self, key: PromptKey) -> _Gathered:
@@ -147,8 +149,10 @@ class _Reading:
         chosen: dict[int, tuple[int, Mapping[Named, float]]] = {}
         try:
             for index, entry in enumerate(content["prompts"]):
+                at = _whole(entry.get("prompt_index", index))
+                if (prompt := self._by_index.get(at)) is not None:
+                    prompt.category = prompt.category or str(entry.get("category") or "")
                 if best := entry["best"]:
-                    at = _whole(entry.get("prompt_index", index))
                     chosen[at] = _whole(best["id"]), _named(best.get("judges"))
         except (KeyError, TypeError, AttributeError, ValueError):
             self._leave_out(SUMMARY, "not a run's summary")

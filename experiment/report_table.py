@@ -23,13 +23,19 @@ from experiment.report_measures import (
 from experiment.statistics import LEVEL, RESAMPLES, Estimate, bootstrap
 from utils import significant, write_atomically
 
-COLUMNS = ("run", "quantity", "metric", "against", "n", "prompts", "value", "low", "high")
+COLUMNS = (
+    "run", "quantity", "metric", "against", "n", "prompts", "value", "low", "high", "category"
+)  # fmt: skip
+MOST_CATEGORIES = 40  # more are as good as none
 SIGNED = "+.3g"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity of a run. n: of draws, for the best of n; low and high: nan for no interval."""
+    """One quantity of a run. n: of draws, for the best of n; low and high: nan for no interval.
+
+    category: of the prompts it is over, if these are not all.
+    """
 
     run: str
     quantity: str
@@ -38,6 +44,7 @@ class Line:
     estimate: Estimate
     against: str = ""
     n: int | None = None
+    category: str = ""
 
 
 def write_tables(
@@ -60,7 +67,7 @@ def as_csv(lines: Sequence[Line]) -> str:
         numbers = ["" if math.isnan(value) else f"{value:.9g}" for value in ends]
         n = "" if line.n is None else line.n
         head = [line.run, line.quantity, line.metric, line.against, n, line.prompts]
-        writer.writerow([*head, *numbers])
+        writer.writerow([*head, *numbers, line.category])
     return text.getvalue()
 
 
@@ -70,6 +77,11 @@ def _lines(runs: Sequence[Told], galleries: Sequence[Gallery]) -> Iterator[Line]
         for metric in run.metrics:
             known = _known(run.scores(metric.label))
             yield Line(name, "winner", metric.label, len(known), bootstrap(known))
+        for category, keys in _categories(run).items():
+            for metric in run.metrics:
+                known = _known(run.scores(metric.label, keys))
+                mean = bootstrap(known)
+                yield Line(name, "winner", metric.label, len(known), mean, category=category)
         for cost in COSTS:
             each = _costs(run, cost)
             yield Line(name, cost, "", len(each), bootstrap(each))
@@ -101,6 +113,7 @@ def as_markdown(runs: Sequence[Told], galleries: Sequence[Gallery]) -> str:
         f"In brackets: {LEVEL:.0%} bootstrap intervals over prompts, {RESAMPLES} resamples.",
         "",
         *_winners(runs),
+        *_by_category(runs),
         *_best_of_n(runs),
         *_trust(runs),
         *_against(runs),
@@ -120,6 +133,31 @@ def _winners(runs: Sequence[Told]) -> Iterator[str]:
         scored = f"{len(run.winners)} of {len(run.run.searched)}"
         yield _row(run.name, scored, *scores, *spending)
     yield ""
+
+
+def _by_category(runs: Sequence[Told]) -> Iterator[str]:
+    """Means of the metric that each run went by, a line a category of prompts."""
+    found = {run.name: _categories(run) for run in runs}
+    names = list(dict.fromkeys(name for each in found.values() for name in each))
+    if not names:
+        return
+    yield from ("## Winners by category", "")
+    heads = (f"{run.name}: {run.metric}" if len(runs) > 1 else run.metric for run in runs)
+    yield from _head("category", "prompts", *heads)
+    for category in names:
+        keys = {key for each in found.values() for key in each.get(category, ())}
+        scores = (_known(run.scores(run.metric, found[run.name].get(category, ()))) for run in runs)
+        yield _row(category, str(len(keys)), *(_text(bootstrap(known)) for known in scores))
+    yield ""
+
+
+def _categories(run: Told) -> dict[str, list[tuple[str, int]]]:
+    """The prompts of each category, where there are several."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for searched in run.run.searched:
+        if searched.category:
+            found.setdefault(searched.category, []).append(searched.key)
+    return found if 1 < len(found) <= MOST_CATEGORIES else {}
 
 
 def _best_of_n(runs: Sequence[Told]) -> Iterator[str]:

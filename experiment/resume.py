@@ -9,59 +9,85 @@ from pathlib import Path
 from typing import Any
 
 from experiment.config import ExperimentConfig, parse_config
-from experiment.records import STATE, SUMMARY, read_object
+from experiment.records import SUMMARY, read_object
 from experiment.store import runs_of
-from utils import UserError
+from utils import UserError, digest
 
-# Where the weights are kept, which no image depends on: what a run that ran out of memory may set.
-FREE = ("use_low_gpu_vram", "batch_size_for_img_gen", "engine_args.offload")
-AUTO = ("engine_args.batch_size", "engine_args.vae")  # chosen as the run began
+CONFIG = "config.json"
+CONFIG_HASH = "config_hash"  # of the manifest
+# What no image depends on; where the weights are kept a run out of memory may have to change.
+FREE = (
+    "use_low_gpu_vram",
+    "batch_size_for_img_gen",
+    "engine_args.offload",
+    "engine_args.prompts_at_once",
+)
+# Chosen as the run began.
+AUTO = ("engine_args.batch_size", "engine_args.compile", "engine_args.vae")
 SAME = ("weights", "rubrics", "prompts_hash")  # of the manifest
 LIKE = ("device", "packages", "threads", "git_revision")
 
 
 def run_to_resume(config: ExperimentConfig, output_dir: str, resume: str) -> Path | None:
-    """The run folder that was asked for; for "auto" the newest unfinished of this config, if any.
+    """The run folder that was asked for; for "auto" the newest of this config, if any.
 
     Refuses a folder that holds no run, and a run of another config.
     """
     if resume == "auto":
         runs = runs_of(output_dir, config)
         folders = sorted(runs.iterdir(), key=_age, reverse=True) if runs.is_dir() else []
-        return next((f for f in folders if _unfinished(f) and not _changes(f, config)), None)
+        return next((f for f in folders if _is_run(f) and not _changes(f, config)), None)
     folder = Path(resume)
     if not _is_run(folder):
         raise UserError(f"There is no run in '{resume}': give the folder of one, or 'auto'.")
     if changes := _changes(folder, config):
         raise UserError(
             f"{folder} is a run of another config: {'; '.join(changes)}. Start a new run, or take"
-            f" its own config ({folder / 'config.json'})."
+            f" its own config ({folder / CONFIG})."
         )
     return folder
 
 
 def config_of_run(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
-    """The run's own config; only where weights are kept is as asked for now."""
-    whole = read_object(folder / "config.json")
-    whole["use_low_gpu_vram"] = config.use_low_gpu_vram
-    whole["engine_args"]["offload"] = config.engine_args.offload
-    return parse_config(whole)
+    """The run's own config; only where weights are kept is as asked for now.
+
+    Refuses one that has been changed since the run began.
+    """
+    whole = read_object(folder / CONFIG)
+    before = _manifest(folder).get(CONFIG_HASH)
+    if before not in (None, config_hash(folder)):
+        raise UserError(f"{folder / CONFIG} has been changed: restore it, or start a new run.")
+    own = parse_config(whole)
+    now = config.engine_args
+    free = {"offload": now.offload, "prompts_at_once": now.prompts_at_once}
+    engine = own.engine_args.model_copy(update=free)
+    return own.model_copy(
+        update={"use_low_gpu_vram": config.use_low_gpu_vram, "engine_args": engine}
+    )
+
+
+def config_hash(folder: Path) -> str:
+    """Of what the run's config says."""
+    return digest(json.dumps(read_object(folder / CONFIG), sort_keys=True))
 
 
 def finished(folder: Path) -> bool:
     """Whether all prompts are done; a prompt that failed is not."""
-    if not (folder / SUMMARY).exists():
+    path = folder / SUMMARY
+    if not path.exists():
         return False
-    return not any("failed" in prompt for prompt in read_object(folder / SUMMARY)["prompts"])
+    try:
+        return not any("failed" in prompt for prompt in read_object(path)["prompts"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a run's summary: mend it, or move it away.") from error
 
 
 def check_world(folder: Path, now: Mapping[str, Any]) -> list[str]:
     """What differs from when the run began and may show in the last bits of its images; refuses
     other weights, questions or prompts."""
-    path = folder / "manifest.json"
-    if not path.exists():
+    before = _manifest(folder)
+    if not before:
         return []
-    before = read_object(path)
     plain = json.loads(json.dumps(now))
     for key in SAME:
         if before.get(key) != plain.get(key):
@@ -72,12 +98,14 @@ def check_world(folder: Path, now: Mapping[str, Any]) -> list[str]:
     return [key for key in LIKE if before.get(key) != plain.get(key)]
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What was noted as the run began; empty if it was not yet."""
+    path = folder / "manifest.json"
+    return read_object(path) if path.exists() else {}
+
+
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
-
-
-def _unfinished(folder: Path) -> bool:
-    return _is_run(folder) and (not (folder / SUMMARY).exists() or (folder / STATE).exists())
+    return (folder / CONFIG).is_file()
 
 
 def _age(folder: Path) -> tuple[str, int]:
@@ -89,7 +117,7 @@ def _age(folder: Path) -> tuple[str, int]:
 
 def _changes(folder: Path, config: ExperimentConfig) -> list[str]:
     """Every key that was one thing and is another now."""
-    before = dict(_flat(read_object(folder / "config.json")))
+    before = dict(_flat(read_object(folder / CONFIG)))
     now = dict(_flat(json.loads(json.dumps(config.resolved()))))
     if config.batch_size != "auto":
         now["engine_args.batch_size"] = config.batch_size

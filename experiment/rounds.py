@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,6 +74,7 @@ class RoundBook:
         self._videos: dict[int, Any] = {}  # the leaders' frames, which MP4 would not give back
         self.statuses: Counter[str] = Counter()
         self.results: list[RoundResult] = []
+        self.closed: Callable[[RoundResult], None] = lambda result: None  # told of each round
 
     def add(self, rollout: Rollout, batch: Sequence[Evaluated]) -> None:
         """Take a batch of one of the round's rollouts."""
@@ -126,6 +127,7 @@ class RoundBook:
         result = RoundResult(self._number, len(pool), winner, self.value(winner), rejected)
         self.results.append(result)
         self._entries, self._last = [], None
+        self.closed(result)
         return result
 
     def _leader(self, ids: Iterable[int]) -> Kept | None:
@@ -184,6 +186,7 @@ class RoundBook:
             "id": entry.id,
             "prompt": self.prompt.text,
             "prompt_index": self.prompt.index,
+            "category": self.prompt.category,
             "round": self._number,
             "step": entry.step,
             "steps": entry.steps,

@@ -19,11 +19,20 @@ from experiment.manifest import manifest
 from experiment.plan import Plan, make_plan, refuse_cuts
 from experiment.progress import remove_state
 from experiment.prompts import Prompt, load_prompts
-from experiment.resume import check_world, config_of_run, finished, run_to_resume
+from experiment.resume import (
+    CONFIG_HASH,
+    check_world,
+    config_hash,
+    config_of_run,
+    finished,
+    run_to_resume,
+)
 from experiment.searching import Experiment
 from experiment.speed import compiles, images_at_once, measures_batches
 from experiment.stops import Stopped
 from experiment.store import RunStore, refuse_unwritable
+from experiment.tracker import asked_trackers
+from experiment.trackers import tracked
 from pipelines.compiling import compile_denoisers, undo
 from pipelines.denoiser import Denoiser, denoisers
 from pipelines.loading import (
@@ -67,26 +76,39 @@ class Ran:
     failed: int = 0
 
 
-def run(config: ExperimentConfig, output_dir: str, resume: str | None = None) -> Ran:
+def run(
+    config: ExperimentConfig,
+    output_dir: str,
+    resume: str | None = None,
+    report_to: Sequence[str] = (),
+) -> Ran:
     """Run the whole experiment, or go on with one.
 
-    resume: the folder of a run, or "auto": the newest unfinished one of this config, or a new one.
+    resume: the folder of a run, or "auto": the newest one of this config, or a new one where there
+    is none. A run that is finished is left as it is. report_to: names of trackers.
     """
+    trackers = asked_trackers(report_to)
     folder = None if resume is None else run_to_resume(config, output_dir, resume)
     if folder is not None:
-        return _gone_on(config, folder)
+        try:
+            return _gone_on(config, folder, trackers)
+        except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            raise UserError(
+                f"{error.filename} cannot be used ({error.strerror}): mend that, or start a new"
+                " run."
+            ) from error
     planned = plan(config)
     refuse_unwritable(output_dir)
     engine = load(config, planned)
     store = RunStore.create(output_dir, config)
     with locked(store.folder):
         store.write_json("config.json", engine.saved(config))
-        store.write_json("manifest.json", _world(engine, planned))
+        store.write_json("manifest.json", _world(engine, planned, store.folder))
         print(f"Results go to {store.folder}", flush=True)
-        return _ran(config, planned, engine, store)
+        return _ran(config, planned, engine, store, trackers)
 
 
-def _gone_on(config: ExperimentConfig, folder: Path) -> Ran:
+def _gone_on(config: ExperimentConfig, folder: Path, trackers: Sequence[str]) -> Ran:
     """Go on with a run in the way it began."""
     refuse_unwritable(str(folder))
     with locked(folder):
@@ -94,28 +116,46 @@ def _gone_on(config: ExperimentConfig, folder: Path) -> Ran:
         store = RunStore(folder, config.export)
         if finished(folder):
             remove_state(store)
-            print(f"{folder} is finished: there is nothing to resume.", flush=True)
+            print(
+                f"{folder} is finished: there is nothing to resume. Leave out --resume for a new"
+                " run.",
+                flush=True,
+            )
             return Ran(folder)
         planned = plan(config)
         engine = load(config, planned)
-        world = _world(engine, planned)
+        world = _world(engine, planned, folder)
         if other := check_world(folder, world):
             print(f"Other {', '.join(other)} than before: images may differ in their last bits.")
         if not (folder / "manifest.json").exists():
             store.write_json("manifest.json", world)
         print(f"Going on with {folder}", flush=True)
-        return _ran(config, planned, engine, store)
+        return _ran(config, planned, engine, store, trackers)
 
 
-def _ran(config: ExperimentConfig, planned: Plan, engine: Engine, store: RunStore) -> Ran:
+def _ran(
+    config: ExperimentConfig,
+    planned: Plan,
+    engine: Engine,
+    store: RunStore,
+    names: Sequence[str],
+) -> Ran:
     if warning := short_of_room(planned, engine.denoiser.call_args, store.folder):
         print(warning, flush=True)
-    experiment = Experiment(
-        config, engine.denoiser, engine.verifier, engine.judges, store, planned, engine.batch_size
-    )
     hint = f"To resume: python main.py --resume {shlex.quote(str(store.folder))}"
     try:
-        experiment.run()
+        with tracked(names, store, config, planned.prompts) as trackers:
+            experiment = Experiment(
+                config,
+                engine.denoiser,
+                engine.verifier,
+                engine.judges,
+                store,
+                planned,
+                engine.batch_size,
+                trackers,
+            )
+            experiment.run()
     except Stopped as stop:
         raise Stopped(f"{stop}\n{hint}") from stop
     except KeyboardInterrupt:
@@ -126,10 +166,14 @@ def _ran(config: ExperimentConfig, planned: Plan, engine: Engine, store: RunStor
     return Ran(store.folder, experiment.failed)
 
 
-def _world(engine: Engine, planned: Plan) -> dict[str, Any]:
-    """The manifest: all that images may depend on beside the config."""
+def _world(engine: Engine, planned: Plan, folder: Path) -> dict[str, Any]:
+    """The manifest: all that images may depend on beside the config, and a digest of that."""
     texts = json.dumps([prompt.text for prompt in planned.prompts])
-    return {**engine.manifest, "prompts_hash": digest(texts)}
+    return {
+        **engine.manifest,
+        "prompts_hash": digest(texts),
+        CONFIG_HASH: config_hash(folder),
+    }
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment.records import SUMMARY, CandidateRecord, read_candidates
+from experiment.records import SUMMARY, read_candidates
 from utils import UserError, significant
 
 CONFIG = "config.json"
@@ -88,19 +89,19 @@ def _best(folder: Path, summary: dict[str, Any] | None) -> dict[int, float | Non
         rows = read_candidates(folder)
     except UserError:  # a damaged file is its own reader's to complain about
         return {}
-    return {index: _highest(rows, index) for index in {row.prompt_index for row in rows}}
-
-
-def _highest(rows: list[CandidateRecord], index: int) -> float | None:
-    known = [r.score for r in rows if r.prompt_index == index and r.step == r.steps and r.path]
-    known = [score for score in known if score == score]
-    return max(known, default=None)
+    highest: dict[int, float | None] = {}
+    for row in rows:
+        best = highest.setdefault(row.prompt_index, None)
+        counts = row.step == row.steps and row.path and not math.isnan(row.score)
+        if counts and (best is None or row.score > best):
+            highest[row.prompt_index] = row.score
+    return highest
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """A JSON object; None where there is none."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -22,13 +23,14 @@ from experiment.prompts import Prompt
 from experiment.rounds import RoundBook
 from experiment.stops import FAILED_IN_A_ROW, Halted, Silent, Stopped, Vigil, disk_full
 from experiment.store import RunStore
+from experiment.trackers import Trackers
 from pipelines.denoiser import Denoiser
 from pipelines.loading import choose_device
 from pipelines.sde import Sde
 from pipelines.space import LatentSpace
-from search.core import Rollout
+from search.core import Rollout, Search
 from search.ledger import Ledger
-from search.play import play
+from search.play import foreseen, play
 from utils import UserError, significant, write_atomically
 from verifiers.base import BaseVerifier, Chosen, Item, Score
 
@@ -47,6 +49,7 @@ class Experiment:
         store: RunStore,
         planned: Plan,
         batch_size: int,
+        trackers: Trackers | None = None,
     ) -> None:
         self.config = config
         self.denoiser = denoiser
@@ -58,6 +61,7 @@ class Experiment:
         self.store = store
         self.planned = planned
         self.batch_size = batch_size
+        self.trackers = trackers or Trackers((), store)
         self.sde = Sde(**config.stochastic_args.model_dump())
         self.failed = 0  # prompts, once the run has ended
         self._worked = False
@@ -81,9 +85,12 @@ class Experiment:
         prompts = self.planned.prompts
         progress = Progress(self.store, prompts, self.batch_size)
         self.batch_size = progress.batch_size
+        self.denoiser.singly = progress.singly
         self._tell_chosen(progress)
+        self.trackers.recall(progress.summaries.values())
         left = [prompt for prompt in prompts if prompt.index not in progress.summaries]
-        retried = any(prompt.index < max(progress.summaries, default=0) for prompt in left)
+        last = max(progress.summaries, default=0)
+        retried = any(prompt.index < last for prompt in left)
         failed: dict[int, dict[str, Any]] = {}
         at_once = min(self._at_once, len(left)) or 1
         bar = tqdm(desc="prompts", total=len(left), disable=None, position=0)
@@ -98,7 +105,7 @@ class Experiment:
                 sys.stdout.flush()  # a log file is read while the run goes on
                 self._refuse_hopeless(reason)
         if retried or at_once > 1:  # in the prompts' order, as if each had waited
-            self.store.keep_rows({prompt.index for prompt in prompts})
+            self.store.keep_rows({p.index: progress.rows.get(p.index) for p in prompts})
         self._end({**progress.summaries, **failed})
 
     def _end(self, summaries: Mapping[int, dict[str, Any]]) -> None:
@@ -114,7 +121,8 @@ class Experiment:
         best = outcome.book.best
         if best is not None and any(map(listens, self._asked)):
             progress.keep_chosen(outcome.prompt.index, outcome.book.media(best))
-        progress.add(outcome.summary(), self.batch_size)
+        progress.add(outcome.prompt, outcome.summary(), self.batch_size, self.denoiser.singly)
+        self.trackers.prompt_done(outcome.summary())
         outcome.journal.remove()
 
     @property
@@ -142,7 +150,7 @@ class Experiment:
         """Tell verifiers that judge whole sets what earlier sittings came to."""
         texts = {prompt.index: prompt.text for prompt in self.planned.prompts}
         listening = [judge for judge in self._asked if listens(judge)]
-        for index in progress.summaries if listening else ():
+        for index in sorted(progress.summaries) if listening else ():
             media = progress.chosen(index)
             for judge in listening if media is not None else ():
                 label = self.denoiser.label(texts[index])
@@ -180,6 +188,7 @@ class Experiment:
         values: dict[int, float] = {}
         book = RoundBook(self.store, prompt, self.verifier, self.judges, values, journal, label)
         ledger = Ledger(self.config.budget.build(), clock=journal.clock)
+        book.closed = lambda result: self.trackers.round_closed(book, result, ledger.spent)
         try:
             ledger.rows_each = self._rows_each(prompt, journal.batch_size)
             with Interrupts():
@@ -224,6 +233,7 @@ class Experiment:
                 keep,
                 values,
                 sde=self.sde if "stochastic" in search.needs else None,
+                coming=self._coming(search, space, ledger),
                 after=self._after,
             )
             try:
@@ -231,6 +241,14 @@ class Experiment:
                     pass
             finally:
                 self.batch_size = min(self.batch_size, evaluator.batch_size)
+
+    def _coming(
+        self, search: Search, space: LatentSpace, ledger: Ledger
+    ) -> Iterator[Rollout] | None:
+        """What the search will ask, where that can be known."""
+        if not search.blind or self._alone or self.config.budget.seconds is not None:
+            return None
+        return foreseen(search, space.twin(), copy.copy(ledger), self.config.rounds)
 
     def _after(self, scores: Sequence[Score]) -> None:
         """A batch has been made, judged and kept: a good place to stop."""

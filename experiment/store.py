@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+import threading
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiment.config import ExperimentConfig, ExportArgs
 from experiment.prompts import Prompt
-from experiment.records import CANDIDATES, STATE, SUMMARY, mend_lines
+from experiment.records import CANDIDATES, STATE, SUMMARY
+from experiment.rows import Sum, kept_rows, sum_of
 from utils import UserError, path_part, png_bytes, write_atomically
 from verifiers.base import metric_name
 
@@ -57,6 +59,9 @@ class RunStore:
     def __init__(self, folder: Path, export: ExportArgs) -> None:
         self.folder = folder
         self._export = export
+        self._sums: dict[str, Sum] = {}  # of pictures and records, by name
+        self._rows: dict[int, Sum] = {}  # by prompt
+        self._turn = threading.Lock()  # of prompts that are searched for at once
 
     @classmethod
     def create(cls, root: str, config: ExperimentConfig) -> RunStore:
@@ -78,29 +83,58 @@ class RunStore:
 
     def write_json(self, name: str, content: Any) -> None:
         """A JSON file in the run folder; what cannot be a JSON number must be null by now."""
-        text = json.dumps(content, indent=4, allow_nan=False)
-        write_atomically(self.folder / name, (text + "\n").encode())
+        write_atomically(self.folder / name, _json(content))
 
     def write_summary(self, content: Any) -> None:
         self.write_json(SUMMARY, content)
 
-    def append_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Rows of `candidates.jsonl`, on disk when this returns."""
-        with open(self.folder / CANDIDATES, "ab") as file:
-            file.write(b"".join(map(_row, rows)))
+    def append_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of one prompt for `candidates.jsonl`, on disk when this returns."""
+        data = b"".join(map(_row, rows))
+        with self._turn, open(self.folder / CANDIDATES, "ab") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        for index in {row["prompt_index"] for row in rows}:
+            self._rows[index] = sum_of(data, self._rows.get(index, (0, 0)))
 
-    def keep_rows(self, done: Collection[int]) -> None:
+    @property
+    def rows_size(self) -> int:
+        """Bytes of `candidates.jsonl`."""
+        path = self.folder / CANDIDATES
+        return path.stat().st_size if path.exists() else 0
+
+    def keep_rows(self, done: Mapping[int, Sum | None]) -> None:
         """Drop the rows of prompts that are not done; order those left as the prompts are.
 
-        A last row that an interruption cut short is dropped; damage elsewhere is an error.
+        done: by index, the sum of a prompt's rows where it is known. A last row that an
+        interruption cut short is dropped; damage elsewhere is an error.
         """
         path = self.folder / CANDIDATES
-        rows = [row for _, row in mend_lines(path) if row["prompt_index"] in done]
-        if path.exists():
-            rows.sort(key=lambda row: row["prompt_index"])
-            write_atomically(path, b"".join(map(_row, rows)))
+        before = path.read_bytes() if path.exists() else b""
+        rows = kept_rows(path, before, done)
+        if before.startswith(rows):
+            if len(rows) < len(before):
+                os.truncate(path, len(rows))
+        else:
+            write_atomically(path, rows)
+
+    def written(self, prompt: Prompt) -> tuple[dict[str, Sum], Sum]:
+        """What was written of a prompt that is done: its files by name, and its rows; each with
+        its size and checksum. Asked once."""
+        names = [name for name in list(self._sums) if name.rsplit("_i@", 1)[0] == prompt.stem]
+        return {name: self._sums.pop(name) for name in names}, self._rows.pop(prompt.index, (0, 0))
+
+    def check(self, name: str, expected: Sum | None, remedy: str) -> bytes:
+        """A file of the run, which is refused if it is not as it was written."""
+        path = self.folder / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: restore it, or {remedy}.") from error
+        if expected is not None and sum_of(data) != expected:
+            raise UserError(f"{path} has been changed: restore it, or {remedy}.")
+        return data
 
     def keep_files(self, stems: Collection[str], paths: Collection[str]) -> None:
         """Drop the pictures and records of all prompts but these, save those at these paths."""
@@ -116,22 +150,33 @@ class RunStore:
         """Where unfinished prompts are kept."""
         return self.folder / STATE
 
-    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> Sum:
         from safetensors.torch import save
 
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        write_atomically(self.state / name, save(plain))
+        data = save(plain)
+        write_atomically(self.state / name, data)
+        return sum_of(data)
 
-    def read_tensors(self, name: str) -> dict[str, Tensor]:
+    def read_tensors(self, name: str, expected: Sum | None, remedy: str) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
+        data = self.check(f"{STATE}/{name}", expected, remedy)
         try:
-            return load((self.state / name).read_bytes())
-        except (OSError, SafetensorError) as error:
+            return load(data)
+        except SafetensorError as error:
             raise UserError(
-                f"{self.state / name} cannot be read: restore it, or start a new run."
+                f"{self.state / name} cannot be read: restore it, or {remedy}."
             ) from error
+
+    def media_sum(self, name: str) -> Sum:
+        """Of a picture that was written here."""
+        return self._sums[name]
+
+    def check_media(self, name: str, expected: Sum | None, remedy: str) -> None:
+        """Take on a picture of an earlier sitting."""
+        self._sums[name] = sum_of(self.check(name, expected, remedy))
 
     def settle_names(self) -> None:
         """Have the names of new files on disk too, as far as the file system can promise that."""
@@ -157,8 +202,7 @@ class RunStore:
         else:
             name = self.name(prompt, round, seed, ".png")
             data = png_bytes(media)
-        write_atomically(self.folder / name, data)
-        return name
+        return self._written(name, data)
 
     def read_media(self, path: str) -> Any:
         """What was written: of an image every pixel, of a video's frames nearly."""
@@ -174,11 +218,20 @@ class RunStore:
     def copy_media(self, prompt: Prompt, round: int, seed: int, source: str) -> str:
         """An earlier round's image or video under this round's name."""
         name = self.name(prompt, round, seed, Path(source).suffix)
-        write_atomically(self.folder / name, (self.folder / source).read_bytes())
-        return name
+        return self._written(name, (self.folder / source).read_bytes())
 
     def write_round(self, prompt: Prompt, round: int, seed: int, content: Any) -> None:
-        self.write_json(self.name(prompt, round, seed, ".json"), content)
+        self._written(self.name(prompt, round, seed, ".json"), _json(content))
+
+    def _written(self, name: str, data: bytes) -> str:
+        """Write a result's file whole, and know it again."""
+        write_atomically(self.folder / name, data)
+        self._sums[name] = sum_of(data)
+        return name
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=4, allow_nan=False) + "\n").encode()
 
 
 def _row(row: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import logging
 import re
 import threading
 from collections import OrderedDict
@@ -23,6 +24,7 @@ from torch import Tensor
 from pipelines.guidance import guiding
 from pipelines.labels import asked_class, by_class, class_count, class_number
 from pipelines.layout import Layout, index_noise
+from pipelines.memory_errors import free, out_of_memory
 from pipelines.placement import Residence
 from pipelines.precise import coarse, in_float32, watched
 from pipelines.profiles import THRESHOLD, Profile, make_profile
@@ -30,6 +32,8 @@ from pipelines.schedule import Level, levels
 from pipelines.sde import Sde
 from pipelines.window import Halt, StepWindow, Stretch, window
 from utils import UserError
+
+logger = logging.getLogger(__name__)
 
 ENCODED_PROMPTS = 16  # remembered: for each batch size in use a prompt, often a negative one too
 
@@ -97,6 +101,7 @@ class Denoiser:
         self._rows = 0
         self._layouts: dict[Any, Layout] = {}  # by number of inference steps
         self._seen_between_steps = False
+        self.singly = False  # pictures are decoded one by one, for there was no room for more
         self._running: StepWindow | None = None
         self._drafting = False
         self._cheap: Profile | None = None  # how drafts are denoised
@@ -272,7 +277,7 @@ class Denoiser:
     @_in_turn
     def decode(self, prompt: str, latents: Tensor, seeds: Sequence[int], steps: int) -> Decoded:
         """Images, or videos, of clean latents, by the pipeline's own way after its last step."""
-        decoded = self._decoded(prompt, latents, seeds, steps)
+        decoded = self._decoded_in_turn(prompt, latents, seeds, steps)
         again = [i for i, sound in enumerate(decoded.sound) if not sound]
         if not again or not coarse(self.pipe):
             return decoded
@@ -282,6 +287,35 @@ class Denoiser:
                 decoded.media[i], decoded.filtered[i] = one.media[0], one.filtered[0]
                 decoded.sound[i], decoded.again[i] = one.sound[0], True
         return decoded
+
+    def _decoded_in_turn(
+        self, prompt: str, latents: Tensor, seeds: Sequence[int], steps: int
+    ) -> Decoded:
+        """The batch at once; one by one from the first time on that there is no memory for that.
+
+        A picture's last bits may depend on the size of its batch, so there is no way back.
+        """
+        if not self.singly:
+            try:
+                return self._decoded(prompt, latents, seeds, steps)
+            except RuntimeError as error:
+                if len(seeds) == 1 or not out_of_memory(error):
+                    raise
+            free()  # outside the handler, which holds on to what had been made
+            logger.warning(
+                "Out of memory decoding %d images at once: one by one from here on.", len(seeds)
+            )
+            self.singly = True
+        each = [
+            self._decoded(prompt, latents[i : i + 1], seeds[i : i + 1], steps)
+            for i in range(len(seeds))
+        ]
+        return Decoded(
+            [media for one in each for media in one.media],
+            [flag for one in each for flag in one.filtered],
+            [flag for one in each for flag in one.sound],
+            [False] * len(seeds),
+        )
 
     @_in_turn
     def pixels(self, prompt: str, latents: Tensor, seeds: Sequence[int], steps: int) -> Tensor:

@@ -133,6 +133,14 @@ class LatentSpace:
         ratio = self._origin._layout.scale / self._layout.scale
         return drafts if ratio == 1 else replace(drafts, latents=drafts.latents * ratio)
 
+    def twin(self) -> LatentSpace:
+        """A space that from here on goes its own way, as this one would."""
+        space = copy.copy(self)
+        space._next, space.recipes = list(self._next), dict(self.recipes)
+        space.drafts = dict(self.drafts)
+        space.rng = torch.Generator().set_state(self.rng.get_state())
+        return space
+
     def _seeds(self, recipes: Sequence[dict[str, Any]]) -> tuple[int, ...]:
         """The next seeds, no two alike within a prompt (31 bits can meet by chance)."""
         seeds = []

@@ -36,6 +36,17 @@ class Cost:
             self.seconds + other.seconds,
         )
 
+    def share(self, k: int, n: int) -> Cost:
+        """What k of the n candidates cost that all of this was spent on."""
+        return Cost(
+            self.nfe * k // n,
+            self.rows * k // n,
+            self.padding_rows * k // n,
+            self.decodes * k // n,
+            self.verifications * k // n,
+            self.seconds * k / n,
+        )
+
 
 @dataclass(frozen=True)
 class Budget:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 
+import torch
+
 from search.core import Candidates, Flow, Rollout, Scored, Search, Space
 from search.ledger import Cost, Ledger, nfe_each
 
@@ -94,6 +96,26 @@ def wishes(
         except StopIteration:
             break
     flow.close()
+
+
+def foreseen(
+    search: Search, space: Space, ledger: Ledger, rounds: int | None = None
+) -> Iterator[Rollout]:
+    """The wishes that `play` will make of a blind search, worked out without an answer.
+
+    space, ledger: copies, for they are used up.
+    """
+
+    def evaluate(rollout: Rollout) -> tuple[Scored, Cost]:
+        n = len(rollout.candidates)
+        unknown = torch.full((n,), torch.nan, dtype=torch.float64)
+        moved = replace(rollout.candidates, step=rollout.until)
+        scored = Scored(rollout.candidates, moved, unknown, (-1,) * n, unknown[:0])
+        rows = ledger.rows_each * nfe_each(rollout) * n
+        return scored, Cost(rows=rows, verifications=n if rollout.score else 0)
+
+    for answer in play(search, space, evaluate, ledger, rounds):
+        yield answer.rollout
 
 
 def _with_lineage(scored: Scored) -> Scored:

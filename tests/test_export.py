@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -24,6 +23,7 @@ from experiment import export, packages
 from experiment.config import load_config
 from experiment.export_read import Notes, samples_of
 from experiment.runner import run as run_search
+from tests.fake_hub import Hub, hub_here
 from tests.families import FAMILIES
 from utils import ROOT, prompt_stem
 
@@ -433,44 +433,41 @@ def test_t2i_compbench_gets_names_from_which_its_scorers_take_the_prompt(
 # ---- the hub and what can go wrong
 
 
-class FakeHub:
-    """What is asked of huggingface_hub's client."""
-
-    asked: list[Any]
-
-    def __init__(self, token: str | None = None) -> None:
-        FakeHub.asked.append(token)
-
-    def create_repo(self, name: str, **options: Any) -> str:
-        FakeHub.asked.append((name, options))
-        return f"https://huggingface.co/datasets/{name}"
-
-    def upload_folder(self, *, folder_path: Path, **options: Any) -> None:
-        files = sorted(str(p.relative_to(folder_path)) for p in folder_path.rglob("*.*"))
-        FakeHub.asked.append((files, options))
+def pushed(folder: Path, output: Path, hub: Hub) -> subprocess.CompletedProcess[str]:
+    """The command, in a process of its own: the client reads its endpoint as it is imported."""
+    flags = ["--export", "imagefolder", "--output", str(output), "--push_to_hub", "me/mine"]
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test"}
+    del environment["HF_HUB_OFFLINE"]
+    return subprocess.run(
+        [sys.executable, "process_results.py", "--path", str(folder), *flags],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
 
 
-def test_an_export_is_pushed_with_the_environments_token(
-    run: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    FakeHub.asked = []
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
-    monkeypatch.setenv("HF_TOKEN", "hf_test")
-    flags = ("--export", "parquet", "--output", tmp_path / "out", "--push_to_hub", "me/mine")
-    assert exported(run.folder, *flags) == 0
-    token, created, uploaded = FakeHub.asked
-    assert token == "hf_test"
-    assert created == ("me/mine", {"repo_type": "dataset", "private": True, "exist_ok": True})
-    assert uploaded == (
-        ["data/train-00000-of-00001.parquet"],
-        {"repo_id": "me/mine", "repo_type": "dataset"},
-    )
-    shown = capsys.readouterr()
-    assert "pushed to https://huggingface.co/datasets/me/mine" in shown.err
-    assert "hf_test" not in shown.out + shown.err
+def test_an_export_is_pushed_with_the_environments_token(run: Run, tmp_path: Path) -> None:
+    """By huggingface_hub's own client to a hub on this machine."""
+    with hub_here() as hub:
+        done = pushed(run.folder, tmp_path / "out", hub)
+    assert done.returncode == 0, done.stderr
+    assert hub.created == [
+        {"name": "mine", "organization": "me", "type": "dataset", "visibility": "private"}
+    ]
+    written = {str(path.relative_to(tmp_path / "out")): path.read_bytes()
+               for path in (tmp_path / "out").rglob("*") if path.is_file()}  # fmt: skip
+    assert hub.files == written and "metadata.jsonl" in written and len(written) > 3
+    assert hub.tokens == {"Bearer hf_test"}
+    assert f"pushed to {hub.url}/datasets/me/mine" in done.stderr
+    assert "hf_test" not in done.stdout + done.stderr
+
+
+def test_what_the_hub_refuses_is_said_without_the_token(run: Run, tmp_path: Path) -> None:
+    with hub_here() as hub:
+        hub.refusal = "You have no right to write here"
+        done = pushed(run.folder, tmp_path / "out", hub)
+    assert done.returncode == 2
+    assert "is written but cannot be pushed" in done.stderr and "403" in done.stderr
+    assert "Traceback" not in done.stderr and "hf_test" not in done.stderr
+    assert (tmp_path / "out" / "metadata.jsonl").exists()
 
 
 def test_a_push_that_cannot_be_is_refused_before_anything_is_written(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,8 +158,8 @@ def _nobody_waits() -> Iterator[None]:
 class Runs:
     """Runs on one engine, over four prompts, with other numbers of prompts at once."""
 
-    def __init__(self, folder: Path, engine: Engine, **changes: Any) -> None:
-        self._folder, self._engine = folder, engine
+    def __init__(self, folder: Path, engine: Engine, batch_size: int = 2, **changes: Any) -> None:
+        self._folder, self._engine, self._batch_size = folder, engine, batch_size
         prompts = folder / "prompts.txt"
         prompts.write_text("".join(f"a red circle, number {i}\n" for i in range(4)))
         self._content = {**ASKED, "prompts": str(prompts), **changes}
@@ -170,7 +171,9 @@ class Runs:
         asked = parse_config({**self._content, "engine_args": {"prompts_at_once": at_once}})
         store = RunStore(folder, asked.export)
         made, engine = plan(asked), self._engine
-        Experiment(asked, engine.denoiser, asked.verifier_args.build(), {}, store, made, 2).run()
+        Experiment(
+            asked, engine.denoiser, asked.verifier_args.build(), {}, store, made, self._batch_size
+        ).run()
         return folder
 
 
@@ -249,3 +252,40 @@ def test_a_batch_is_judged_elsewhere_while_the_next_is_denoised(
     runs.go_on("run", 1)
     hook.remove()
     assert overlapped == [True]
+
+
+# Asked ahead --------------------------------------------------------------------------------------
+
+
+def rows_of(runs: Runs, name: str, at_once: int = 1) -> list[dict[str, Any]]:
+    lines = (runs.go_on(name, at_once) / "candidates.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["prompt_index"] == 0]
+
+
+@pytest.mark.parametrize(("pool", "images"), [("nested", 13), ("fresh", 13)])
+def test_a_blind_searchs_batches_are_filled_with_later_rounds(
+    tmp_path: Path, engine: Engine, pool: str, images: int
+) -> None:
+    random = {"search_method": "random", "pool": pool}
+    asked = {"search_args": random, "budget": {"nfe": 2 * images}, "num_prompts": 1}
+    filled = rows_of(Runs(tmp_path, engine, batch_size=4, **asked), "filled")
+    alone = rows_of(Runs(tmp_path, engine, batch_size=1, **asked), "alone")
+    same = ("id", "round", "seed", "nfe", "rows", "path", "step", "recipe", "parents")
+    assert [[row[key] for key in same] for row in filled] == [
+        [row[key] for key in same] for row in alone
+    ]
+    assert [row["batch_size"] for row in filled] == [4] * 12 + [1]
+    for one, other in zip(filled, alone, strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=0.02)
+
+
+def test_what_was_made_ahead_is_not_made_again(tmp_path: Path, engine: Engine) -> None:
+    random = {"search_method": "random", "pool": "nested"}
+    runs = Runs(tmp_path, engine, batch_size=4, search_args=random, budget={"nfe": 26})
+    alone = content(runs.go_on("alone", 1))
+    whole = len(Far.asked)
+    Far.asked = []
+    with pytest.raises(Killed), killed_at(9):
+        runs.go_on("killed", 1)
+    assert content(runs.go_on("killed", 1)) == alone
+    assert whole <= len(Far.asked) <= whole + 4

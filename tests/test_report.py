@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from importlib import import_module
@@ -90,6 +91,19 @@ class Made:
             }  # fmt: skip
             (self.folder / won["path"]).with_suffix(".json").write_text(json.dumps(record))
         return self.folder
+
+
+def categorised(folder: Path) -> Path:
+    """Two prompts of one category, one of another, one of none."""
+    made = Made(folder)
+    for prompt, category, score in (
+        ("a red circle", "shapes", 1.0),
+        ("a boat", "shapes", 2.0),
+        ("a cat", "animals", 5.0),
+        ("a dog", None, 7.0),
+    ):
+        made.row(prompt, score, category=category)
+    return made.write()
 
 
 def graded_run(folder: Path, shift: float = 0.0, method: str = "random") -> Path:
@@ -435,6 +449,25 @@ def test_the_page_is_the_same_each_time(tmp_path: Path) -> None:
 # Tables, curves, the best.
 
 
+def test_tables_tell_categories_apart(tmp_path: Path) -> None:
+    folder = categorised(tmp_path / "run")
+    assert run_main(folder, "--table") == 0
+    with open(folder / "table.csv", newline="") as file:
+        winners = [row for row in csv.DictReader(file) if row["quantity"] == "winner"]
+    means = {r["category"]: (r["prompts"], float(r["value"])) for r in winners
+             if r["metric"] == "overall_score"}  # fmt: skip
+    assert means == {"": ("4", 3.75), "shapes": ("2", 1.5), "animals": ("1", 5.0)}
+    text = (folder / "table.md").read_text()
+    assert "## Winners by category" in text and "| animals | 1 | 5 |" in text
+    # Rows of runs that know no categories are read as before.
+    assert "by category" not in _table_of(graded_run(tmp_path / "other"))
+
+
+def _table_of(folder: Path) -> str:
+    assert run_main(folder, "--table") == 0
+    return (folder / "table.md").read_text()
+
+
 def test_the_tables_say_what_the_rows_do(tmp_path: Path) -> None:
     runs = [graded_run(tmp_path / "one"), graded_run(tmp_path / "two", 0.5, "zero-order")]
     out = tmp_path / "out"
@@ -641,6 +674,14 @@ def opened(browser: Any, page: Path, width: int) -> tuple[Any, list[str]]:
     return tab, wrong
 
 
+def until(found: Any, script: str) -> None:
+    """Wait until a function of an element holds; the page's policy forbids Playwright's own way."""
+    ends = time.monotonic() + 10
+    while not found.evaluate(script):
+        assert time.monotonic() < ends, script
+        time.sleep(0.02)
+
+
 def texts(found: Any) -> list[str]:
     """Of hidden ones too: what is out of view is not laid out."""
     return [text.strip() for text in found.all_text_contents()]
@@ -727,6 +768,49 @@ def test_the_page_in_a_browser(browser: Any, tmp_path: Path, width: int) -> None
 
 
 @pytest.mark.slow
+def test_videos_play_in_the_page_or_are_linked(browser: Any, tmp_path: Path) -> None:
+    from experiment.video import mp4_bytes
+
+    made = Made(tmp_path / "run")
+    colors = ((250, 20, 20), (20, 20, 250))
+    for number, color in enumerate(colors):
+        name = f"{prompt_stem('a cat')}_i@1_s@{number}.mp4"
+        made.row("a cat", 1.0 + number, seed=number, path=name)
+        frames = [Image.new("RGB", (64, 64), color) for _ in range(8)]
+        (made.folder / name).write_bytes(mp4_bytes(frames, 8))
+    broken = f"{prompt_stem('a cat')}_i@1_s@9.mp4"
+    made.row("a cat", 0.5, seed=9, path=broken)
+    (made.folder / broken).write_bytes(b"no video")
+    assert run_main(made.write(), "--report") == 0
+    tab, wrong = opened(browser, made.folder / "report.html", 1280)
+    tab.locator(".prompt > summary").click()
+    rows = tab.locator(".candidates tbody tr")
+    hrefs = [rows.nth(i).locator("a.picture").get_attribute("href") for i in range(3)]
+    assert [unquote(str(href)) for href in hrefs] == [row["path"] for row in made.rows]
+    plays = "document.createElement('video').canPlayType('video/mp4; codecs=\"avc1.64001f\"')"
+    if not tab.evaluate(plays):  # a Chromium without H.264
+        assert tab.locator("video").count() == 0
+        assert tab.locator(".strip a.picture img").count() == 1  # the winner's thumbnail
+        tab.close()
+        return
+    rows.last.scroll_into_view_if_needed()
+    until(rows.first, "r => r.parentElement.querySelectorAll('video').length === 2")
+    winner = tab.locator(".strip video")
+    assert winner.get_attribute("poster").startswith("data:image/webp")
+    small = rows.nth(0).locator("video")
+    until(small, "v => v.readyState >= 1")
+    assert small.evaluate("v => [v.videoWidth, v.videoHeight, v.duration]") == [64, 64, 1.0]
+    small.hover()
+    until(small, "v => !v.paused && v.currentTime > 0.1")
+    tab.mouse.move(0, 0)
+    until(small, "v => v.paused")
+    winner.evaluate("v => v.play()")
+    until(winner, "v => v.currentTime > 0.2")
+    assert wrong == []
+    tab.close()
+
+
+@pytest.mark.slow
 def test_lineages_come_to_an_end(browser: Any, tmp_path: Path) -> None:
     """Rows that were damaged may be missing, or name each other as parents."""
     made = Made(tmp_path / "run")
@@ -739,6 +823,18 @@ def test_lineages_come_to_an_end(browser: Any, tmp_path: Path) -> None:
     tab.get_by_role("button", name="Where the winner comes from").click()
     assert tab.locator("#lineage .node").count() == 3
     assert "Not recorded: #77" in tab.locator("#lineage").inner_text()
+    assert wrong == []
+    tab.close()
+
+
+@pytest.mark.slow
+def test_prompts_are_filtered_by_category(browser: Any, tmp_path: Path) -> None:
+    assert run_main(categorised(tmp_path / "run"), "--report") == 0
+    tab, wrong = opened(browser, tmp_path / "run" / "report.html", 1280)
+    rows = [texts(row.locator("td")) for row in tab.locator("#categories tbody tr").all()]
+    assert [row[:3] for row in rows] == [["shapes", "2", "1.50"], ["animals", "1", "5.00"]]
+    tab.get_by_label("show", exact=True).select_option("category animals")
+    assert texts(tab.locator("#list > .prompt > summary b")) == ["a cat"]
     assert wrong == []
     tab.close()
 

@@ -25,7 +25,7 @@ from pipelines.memory_errors import out_of_memory
 from pipelines.placement import Residence
 from tests.families import FAMILIES
 from tests.graders import Motion
-from tests.interrupted import Counting, Killed, content, killed_at
+from tests.interrupted import Counting, Killed, content, killed_at, rewritten
 from tests.test_run import config
 from utils import UserError
 
@@ -138,9 +138,12 @@ def runs_equal(world: World, kills: Callable[[int], range]) -> int:
 
 
 OFTEN = ("random", "zero-order", "halving", "steering", "ses", "draft", "ascent")
+QUICK = "zero-order"  # tests/test_every_kill.py has all methods, on a model that costs nothing
 
 
-@pytest.mark.parametrize("method", OFTEN)
+@pytest.mark.parametrize(
+    "method", [QUICK, *(pytest.param(m, marks=pytest.mark.slow) for m in OFTEN if m != QUICK)]
+)
 def test_a_run_killed_at_a_write_goes_on_to_the_same_bytes(
     method: str, world: Callable[..., World]
 ) -> None:
@@ -192,6 +195,10 @@ def test_auto_goes_on_with_the_newest_unfinished_run_of_the_config(
     assert main(["--resume", str(older)]) == 0
     assert "nothing to resume" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in older.iterdir()} == before
+    # The newest run of the config is finished, and "auto" begins no other.
+    runs = in_process(tmp_path, "--resume", "auto")
+    assert runs == in_process(tmp_path, "--resume", "auto") and runs[0] == 0
+    assert "is finished" in capsys.readouterr().out
 
 
 def test_a_run_of_another_config_is_refused_key_by_key(
@@ -271,8 +278,11 @@ def test_seconds_spent_before_an_interruption_count(world: Callable[..., World])
     journal = folder / "state" / "prompt0.jsonl"
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     batches = [line for line in lines if line["kind"] == "batch"]
-    batches[-1]["elapsed"] = 3600.0
-    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def an_hour_later(lines: list[dict[str, Any]]) -> None:
+        [line for line in lines if line["kind"] == "batch"][-1]["elapsed"] = 3600.0
+
+    rewritten(journal, an_hour_later)
     (made.folder / "prompts.txt").write_text(PROMPTS.splitlines()[0])
     Counting.begin()
     made.go_on(folder)
@@ -313,12 +323,12 @@ def test_a_journal_of_another_search_is_refused_by_its_difference(
     with pytest.raises(Killed):
         made.go_on(folder)
     journal = folder / "state" / "prompt0.jsonl"
-    journal.write_text(journal.read_text().replace('"until": 4', '"until": 3', 1))
+    rewritten(journal, lambda lines: lines[1]["asked"].update(until=3))
     with pytest.raises(UserError, match=r"Line 2 of .*prompt0.jsonl answers until 3.* until 4"):
         made.go_on(folder)
     (folder / "state" / "prompt0_0.safetensors").write_bytes(b"")
-    journal.write_text(journal.read_text().replace('"until": 3', '"until": 4', 1))
-    with pytest.raises(UserError, match=r"prompt0_0.safetensors cannot be read"):
+    rewritten(journal, lambda lines: lines[1]["asked"].update(until=4))
+    with pytest.raises(UserError, match=r"prompt0_0.safetensors has been changed"):
         made.go_on(folder)
 
 

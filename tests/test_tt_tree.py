@@ -114,3 +114,38 @@ def test_a_damaged_record_costs_its_round_only(
     damaged = not content.startswith('{"best')
     assert (record.name in capsys.readouterr().err) == damaged
     assert len([each for each in read_run(folder).searched if each.best]) == 2
+
+
+def test_a_damaged_tree_gives_collage_curve_and_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is damaged, missing, half-written or foreign is skipped, counted and named."""
+    folder = write_tree(tmp_path / "run", graded=True)
+    first, second, _ = sorted(folder.glob(f"prompt@{slug(PROMPTS[0])}_*.json"))
+    *_, third = sorted(folder.glob(f"prompt@{slug(PROMPTS[1])}_*.json"))
+    first.write_text(first.read_text()[:-30])  # half-written
+    second.with_suffix(".png").unlink()
+    third.with_suffix(".png").write_bytes(third.with_suffix(".png").read_bytes()[:60])
+    (folder / "notes.txt").write_text("mine")
+    (folder / "wandb.json").write_text("[]")
+
+    assert main(["--path", str(folder), "--report", "--curves", "--table"]) == 0
+    shown, warned = capsys.readouterr()
+    assert [Path(line).name for line in shown.split()] == [
+        "report.html", "curves.png", "table.csv", "table.md"
+    ]  # fmt: skip
+    page = (folder / "report.html").read_text()
+    named = (first.name, second.with_suffix(".png").name, "notes.txt", "wandb.json")
+    for name in named:
+        assert name in warned and name in page
+    assert f"{len(named)} left out of {folder}" in warned
+
+    assert main(["--path", str(folder)]) == 0
+    shown, warned = capsys.readouterr()
+    pictures = [Path(line) for line in shown.split()]
+    assert len(pictures) == len(PROMPTS)
+    for path in pictures:
+        with Image.open(path) as picture:
+            picture.load()
+    for name in (first.name, second.with_suffix(".png").name, third.with_suffix(".png").name):
+        assert warned.count(name) >= 1
