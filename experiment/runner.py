@@ -242,6 +242,7 @@ def load(config: ExperimentConfig, planned: Plan) -> Engine:
     denoiser.use_profile(engine.profile, engine.quantization, engine.cache_threshold)
 
     _try_call(denoiser, planned.prompts[0], batch_size)
+    denoiser.try_profile(planned.prompts[0].text)
     ran_on = manifest(pipe, planned.checkpoint, device)
     ran_on["placement"] = residence.described()
     ran_on["rubrics"] = {name: judge.rubric_hash for name, judge in asked.items()}
