@@ -170,6 +170,7 @@ class Bench:
 
     def use_profile(self, profile: str, *, compiled: bool = False) -> None:
         self.denoiser.use_profile(profile)
+        self.denoiser.try_profile(PROMPTS[0])
         if compiled:
             self._compile(self.denoiser.twins)
 

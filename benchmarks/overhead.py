@@ -19,6 +19,7 @@ from benchmarks.figures import Figure, figure
 from benchmarks.still import still_checkpoint
 from experiment.config import parse_config
 from experiment.prompts import Prompt
+from experiment.rows import sum_of
 from experiment.runner import Experiment, load, plan
 from experiment.store import RunStore
 from verifiers.base import BaseVerifier, Item, Score
@@ -40,7 +41,9 @@ class Blank(RunStore):
     """A run's folder without pictures: their names are given, nothing is written."""
 
     def write_media(self, prompt: Prompt, round: int, seed: int, media: Any) -> str:
-        return self.name(prompt, round, seed, ".png")
+        name = self.name(prompt, round, seed, ".png")
+        self._sums[name] = sum_of(b"")
+        return name
 
 
 def still_config(folder: Path, rounds: int, **changes: Any) -> dict[str, Any]:

@@ -111,9 +111,8 @@ class Journal:
         name = f"prompt{self._prompt.index}_{self._written}.safetensors"
         tensors = _tensors(answered.moved, answered.gradient)
         devices = {key: tensor.device.type for key, tensor in tensors.items()}
-        paths = side_by_side(
-            partial(self._write_media, rollout), rounds, start.seeds, answered.media
-        )
+        write = partial(self._write_media, rollout)
+        paths = side_by_side(write, rounds, start.seeds, answered.media)
         tensors |= to_tensors(answered.media, paths)
         sums = {path: self._store.media_sum(path) for path in paths if path is not None}
         sums[name] = self._store.write_tensors(name, tensors)

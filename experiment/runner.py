@@ -288,6 +288,7 @@ def load(
     denoiser.use_profile(engine.profile, engine.quantization, engine.cache_threshold)
 
     _try_call(denoiser, planned.prompts[0], batch_size)
+    denoiser.try_profile(planned.prompts[0].text)
     ran_on = manifest(pipe, planned.checkpoint, device)
     ran_on["placement"] = residence.described()
     ran_on["rubrics"] = {name: judge.rubric_hash for name, judge in asked.items()}

@@ -27,7 +27,7 @@ from pipelines.layout import Layout, index_noise
 from pipelines.memory_errors import free, out_of_memory
 from pipelines.placement import Residence
 from pipelines.precise import coarse, in_float32, watched
-from pipelines.profiles import THRESHOLD, Profile, make_profile
+from pipelines.profiles import THRESHOLD, Profile, make_profile, uncached
 from pipelines.schedule import Level, levels
 from pipelines.sde import Sde
 from pipelines.window import Halt, StepWindow, Stretch, window
@@ -164,6 +164,19 @@ class Denoiser:
         self._cheap = make_profile(name, self.pipe, parts, threshold)
         drafts = "draft" if name == "exact" else name
         self._profiles = {True: drafts, False: quantization or "exact"}
+
+    def try_profile(self, prompt: str) -> None:
+        """Take a draft's first step: some models take a cache and then fail under it (FLUX.2)."""
+        if self._cheap is None or not self._cheap.alone:
+            return
+        before, drawn = self._rows, self.draw(prompt, (0,))
+        try:
+            with self.drafting(self.inference_steps):
+                self.denoise(prompt, drawn.latents, (0,), drawn.step, drawn.step + 1)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(uncached(type(denoisers(self.pipe)[0]).__name__)) from error
+        finally:
+            self._rows = before
 
     def profile_of(self, draft: bool) -> str:
         """How candidates are denoised: "exact", or what makes them cheaper."""

@@ -136,8 +136,8 @@ def _torchao(device: torch.device) -> bool:
 def uncached(model: str) -> str:
     """Why a model cannot be cached, and what to do."""
     return (
-        f"{model} has no first-block cache in diffusers: set engine_args.profile to 'draft', to"
-        " 'fp8' or to 'exact'."
+        f"{model} has no first-block cache that works in diffusers: set engine_args.profile to"
+        " 'draft', to 'fp8' or to 'exact'."
     )
 
 

@@ -150,7 +150,7 @@ def test_contradictions_are_refused(changes: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("engine", "said"),
     [
-        ({"profile": "cached"}, "UNet2DConditionModel has no first-block cache"),
+        ({"profile": "cached"}, "UNet2DConditionModel has no first-block cache that works"),
         ({"profile": "fp8", "offload": "group"}, "needs the denoiser in place"),
     ],
 )
