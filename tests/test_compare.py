@@ -173,6 +173,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_table(
     assert len(list(folder.rglob("*.png"))) == len(list(finished.rglob("*.png")))
 
 
+@pytest.mark.slow
 def test_time_runs_out_between_prompts_and_more_prompts_may_follow(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,7 @@ def test_the_ledger_is_what_was_run_and_the_same_seed_is_the_same_run(
     assert any(row["path"] for row in first["rows"])
 
 
+@pytest.mark.slow
 def test_the_readmes_search_runs_from_a_file_of_its_own(tmp_path: Path) -> None:
     """As a newcomer would: a file outside the project, named by its dotted path; budgets, records
     and a comparison need nothing more."""

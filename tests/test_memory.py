@@ -575,6 +575,7 @@ def test_fp8_halves_the_denoiser_and_hardly_moves_the_picture() -> None:
     assert 0 < moved < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", [Placement("model"), Placement("group")], ids=str)
 def test_fp8_goes_with_offloading(placement: Placement) -> None:
     pipes = [load_pipeline(FLUX, "bf16", None, quantization="fp8") for _ in range(2)]
@@ -640,6 +641,7 @@ def test_a_run_records_where_its_weights_were(tmp_path: Path) -> None:
     assert (saved["vae"], saved["offload"]) == ("plain", "auto")
 
 
+@pytest.mark.slow
 def test_a_run_with_everything_set(tmp_path: Path) -> None:
     engine = {"quantization": "fp8", "vae": "tiling", "offload": "model"}
     folder = ran(

@@ -203,7 +203,7 @@ def test_a_local_verifier_is_asked_by_one_prompt_at_a_time(tmp_path: Path, engin
     assert content(runs.go_on("together", 3)) == content(runs.go_on("alone", 1))
 
 
-@pytest.mark.parametrize("number", [11, 24])
+@pytest.mark.parametrize("number", [11, pytest.param(24, marks=pytest.mark.slow)])
 def test_prompts_at_once_go_on_from_wherever_they_were_killed(runs: Runs, number: int) -> None:
     alone = content(runs.go_on("alone", 1))
     with pytest.raises(Killed), killed_at(number):
@@ -279,6 +279,7 @@ def test_a_blind_searchs_batches_are_filled_with_later_rounds(
         assert one["score"] == pytest.approx(other["score"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_what_was_made_ahead_is_not_made_again(tmp_path: Path, engine: Engine) -> None:
     random = {"search_method": "random", "pool": "nested"}
     runs = Runs(tmp_path, engine, batch_size=4, search_args=random, budget={"nfe": 26})

@@ -577,7 +577,7 @@ def test_what_is_made_before_the_verifier_moves_in_is_not_made_again(
     assert made.engine.denoiser.rows - rows == each  # all was made, and only scores were missing
 
 
-@pytest.mark.parametrize("method", ["random", "zero-order"])
+@pytest.mark.parametrize("method", ["random", pytest.param("zero-order", marks=pytest.mark.slow)])
 def test_videos_are_judged_by_their_very_frames_after_an_interruption(
     method: str, tmp_path: Path, world: Callable[..., World]
 ) -> None:

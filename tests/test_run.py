@@ -212,6 +212,7 @@ def test_every_row_can_be_traced_back_to_a_drawn_noise(tmp_path: Path, name: str
         assert fork["of"]["of"] in seeds
 
 
+@pytest.mark.slow
 def test_deterministic_keeps_torch_to_algorithms_that_are(tmp_path: Path) -> None:
     whole = json.loads((ran(tmp_path / "a") / "config.json").read_text())
     assert not whole["engine_args"]["deterministic"]
@@ -237,6 +238,7 @@ def test_rows_can_be_the_budget(tmp_path: Path) -> None:
     assert [(row["nfe"], row["rows"]) for row in rows] == [(2, 4)] * 10
 
 
+@pytest.mark.slow
 def test_too_few_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot finish one image of 2 rows"):
         ran(tmp_path, budget={"rows": 1}, pipeline_call_args={"num_inference_steps": 2})

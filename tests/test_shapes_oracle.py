@@ -74,6 +74,7 @@ def is_true(claim: Claim, scene: Scene) -> bool:
     return claim.background in (None, scene.background)
 
 
+@pytest.mark.slow
 def test_renders_are_right_by_their_captions() -> None:
     verdicts = [
         weigh(scene.claim, picture)
