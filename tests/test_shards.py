@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from experiment.config import parse_config
 from experiment.lock import locked
 from experiment.prompts import listed
 from experiment.records import read_candidates
-from experiment.runner import run
+from experiment.runner import load, plan, run, world
 from experiment.shard_files import sharing
-from experiment.sharded import run_shard
+from experiment.sharded import run_shard, settled
 from experiment.shards import Shard, which_shard
+from experiment.store import RunStore
+from main import main
 from tests.interrupted import content
 from tests.test_run import config
 from utils import ROOT, UserError
@@ -136,6 +139,56 @@ def test_three_shards_gone_on_with_by_two_come_to_what_one_process_does(
     assert "All 4 prompts are done" in capsys.readouterr().out
     assert shard(ask(), root, 0, 2, str(folder)).failed == 0
     assert "is finished" in capsys.readouterr().out
+
+
+def test_a_shard_searches_for_prompts_at_once(tmp_path: Path, ask: Ask) -> None:
+    whole = run(ask(), str(tmp_path / "one")).folder
+    turns = {"prompts_at_once": 2, "compile": "auto"}
+    for index in (0, 1):
+        folder = shard(ask(engine_args=turns), tmp_path / "many", index, 2).folder
+    left, right = content(folder), content(whole)
+    assert left.pop("config.json")["engine_args"].pop("prompts_at_once") == 2
+    assert right.pop("config.json")["engine_args"].pop("prompts_at_once") == "auto"
+    assert left == right
+
+
+@pytest.mark.parametrize("damaged", ["rows", "record"])
+def test_what_a_shard_has_done_is_checked_as_one_process_would(
+    damaged: str, tmp_path: Path, ask: Ask
+) -> None:
+    folder = shard(ask(), tmp_path, 0, 2).folder
+    (rows, *_), (record, *_) = (
+        sorted(folder.glob(name)) for name in ("state/shards/*.jsonl", "prompt@*.json")
+    )
+    path = rows if damaged == "rows" else record
+    path.write_bytes(path.read_bytes().replace(b'"seed": ', b'"seed": 1').replace(b"a ", b"b "))
+    with pytest.raises(UserError, match=f"{path.name}.* changed"):
+        for index in (0, 1):
+            shard(ask(), tmp_path, index, 2, str(folder))
+    with pytest.raises(UserError, match=f"{path.name}.* changed"):
+        run(ask(), str(tmp_path), str(folder))
+
+
+def test_a_process_that_would_choose_otherwise_takes_over_what_the_first_chose(
+    tmp_path: Path, ask: Ask
+) -> None:
+    asked = ask()
+    engine, planned = load(asked, plan(asked)), plan(asked)
+    store = RunStore.create(str(tmp_path), asked, "r")
+    run_config, same = settled(asked, replace(engine, compiled=True), store)
+    store.write_json("manifest.json", world(engine, planned, store.folder))
+    assert same and run_config.engine_args.compile == "on"
+    run_config, same = settled(asked, engine, store)
+    assert not same and run_config.engine_args.compile == "on"
+
+
+def test_trackers_are_for_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--pipeline_config_path", "configs/shapes_flux.json", "--output_dir", str(tmp_path)]
+    shares = (["--num_shards", "2", "--shard_index", "0"], ["--executor", "ray"])
+    for share in shares:
+        assert main([*words, *share, "--report_to", "tensorboard"]) == 2
+        assert "leave out --report_to" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def _prompts() -> Any:
