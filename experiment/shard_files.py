@@ -203,6 +203,7 @@ def merge(store: ShardStore, prompts: Sequence[Prompt]) -> int | None:
     if any(prompt.index not in lines for prompt in prompts):
         return None
     gather(store, prompts)
+    store.drop_parts()  # nobody else is writing any more
     content = summed_up(prompts, {index: line.summary for index, line in lines.items()})
     store.write_summary(content)
     shutil.rmtree(store.shards, ignore_errors=True)

@@ -153,8 +153,12 @@ class RunStore:
         for path in self.folder.glob("prompt@*_i@*"):
             if path.name not in paths and path.name.rsplit("_i@", 1)[0] not in stems:
                 path.unlink()
+        self.drop_parts()
+
+    def drop_parts(self) -> None:
+        """Remove files that a killed process was writing."""
         for folder in (self.folder, self.state):
-            for path in folder.glob(".*.part"):  # of a file that was being written
+            for path in folder.glob(".*.part"):
                 path.unlink()
 
     @property

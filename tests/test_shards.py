@@ -132,6 +132,7 @@ def test_three_shards_gone_on_with_by_two_come_to_what_one_process_does(
     said = capsys.readouterr().out
     assert "Shard 1 of 3, by a test" in said and "the last one to end writes summary.json" in said
 
+    (folder / ".killed.part").write_text("a file that another process was writ")
     assert shard(ask(), root, 0, 2).folder == folder
     assert shard(ask(), root, 1, 2).folder == folder
     assert content(folder) == content(whole)
