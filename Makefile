@@ -6,7 +6,7 @@ DEMO = output/demo
 # Every test runs on one thread, so a process a core.
 TEST = $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test slow check format schema bench
+.PHONY: demo test slow fuzz check format schema bench
 
 demo: $(VENV)/ready  ## search for two prompts on the bundled model, then draw the collages
 	$(RUN) main.py --pipeline_config_path=configs/shapes_flux.json --output_dir=$(DEMO)
@@ -17,6 +17,9 @@ test: $(VENV)/ready  ## the default tests
 
 slow: $(VENV)/ready  ## the tests that take longer
 	$(TEST) -m slow
+
+fuzz: $(VENV)/ready  ## thousands of damaged configs, prompt files and run folders, other ones each time
+	$(TEST) -m fuzz
 
 check: $(VENV)/ready  ## style and types
 	$(RUN) -m ruff check .

@@ -124,14 +124,14 @@ def test_a_damaged_prompt_file_is_refused_or_taken(tmp_path: Path, data: st.Data
     prompts_are_refused_or_taken(cleared(tmp_path), data)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @often(4000, derandomize=False)
 @given(data=st.data())
 def test_thousands_of_damaged_configs(tmp_path: Path, data: st.DataObject) -> None:
     configs_are_refused_or_taken(cleared(tmp_path), data)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @often(1000, derandomize=False)
 @given(data=st.data())
 def test_a_thousand_damaged_prompt_files(tmp_path: Path, data: st.DataObject) -> None:

@@ -291,7 +291,7 @@ def test_a_damaged_run_is_replayed_or_refused(worlds: Worlds, data: st.DataObjec
     replayed_or_refused(worlds, data)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @often(1200, derandomize=False)
 @given(data=st.data())
 def test_many_damaged_runs_are_gone_on_with_rightly_or_not_at_all(
@@ -300,14 +300,14 @@ def test_many_damaged_runs_are_gone_on_with_rightly_or_not_at_all(
     resumed_or_refused(worlds, data)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @often(500, derandomize=False)
 @given(data=st.data())
 def test_many_damaged_runs_are_read_or_refused(worlds: Worlds, data: st.DataObject) -> None:
     read_or_refused(worlds, data)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @often(300, derandomize=False)
 @given(data=st.data())
 def test_many_damaged_runs_are_replayed_or_refused(worlds: Worlds, data: st.DataObject) -> None:
