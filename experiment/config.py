@@ -146,6 +146,11 @@ class EngineArgs(Part):
 
     batch_size: int | Literal["auto"] = "auto"
     device: str = "auto"
+    verifier_device: str = Field(
+        "auto",
+        description="where local verifiers and judges run; auto: on another GPU of this machine,"
+        " if there is one and no process of the run has it, else beside the pipeline",
+    )
     offload: Literal["auto", "none", "model", "group", "sequential"] = Field(
         "auto", description="what waits on the CPU while it is not in use"
     )

@@ -1,12 +1,14 @@
-"""Verifiers that share the device with the pipeline: who judges when."""
+"""Where local verifiers judge: beside the pipeline, in turns with it, or elsewhere."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 from pipelines.denoiser import Denoiser
+from pipelines.loading import choose_device
 from pipelines.placement import Residence
 from verifiers.base import Chosen, Item, Score
 
@@ -42,6 +44,69 @@ class Neighbor(Chosen):
     def chose(self, item: Item) -> None:
         with self.turn:
             super().chose(item)
+
+
+@dataclass(frozen=True)
+class Apart(Chosen):
+    """A verifier on a device of its own, who judges a batch while the next is denoised."""
+
+    device: str
+    _turn: threading.RLock = field(
+        default_factory=threading.RLock, init=False, repr=False, compare=False
+    )
+
+    @property
+    def remote(self) -> bool:
+        return True
+
+    def load(self, device: str) -> None:
+        super().load(self.device)
+
+    def score(self, items: Sequence[Item]) -> list[Score]:
+        with self._turn, _on(self.device):
+            return super().score(items)
+
+    def chose(self, item: Item) -> None:
+        with self._turn, _on(self.device):
+            super().chose(item)
+
+
+def _on(device: str) -> AbstractContextManager[object]:
+    """The device as the one that kernels without a device of their own go to."""
+    import torch
+
+    on_gpu = torch.device(device).type == "cuda"
+    return torch.cuda.device(device) if on_gpu else nullcontext()
+
+
+def verifier_device(wanted: str, device: str) -> str:
+    """Where verifiers run whose pipeline is on `device`.
+
+    wanted: "auto" is another GPU where the pipeline's own has no number: then the process is not
+    one of several that have one each, and no user has shared the GPUs out.
+    """
+    import torch
+
+    if wanted != "auto":
+        return choose_device(wanted, "verifier_device")
+    if device != "cuda" or torch.cuda.device_count() < 2:
+        return device
+    return f"cuda:{(torch.cuda.current_device() + 1) % torch.cuda.device_count()}"
+
+
+def placed(verifier: Chosen, device: str, pipeline_device: str) -> Chosen:
+    """The verifier, as one that judges apart if its device is not the pipeline's."""
+    if verifier.remote or _number(device) == _number(pipeline_device):
+        return verifier
+    return Apart(verifier.verifier, verifier.name, verifier.metric, device)
+
+
+def _number(device: str) -> tuple[str, int]:
+    import torch
+
+    found = torch.device(device)
+    current = torch.cuda.current_device() if found.type == "cuda" and found.index is None else 0
+    return found.type, found.index or current
 
 
 def seated(verifier: Chosen, denoiser: Denoiser) -> Chosen:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.config import parse_config
+from experiment.guests import verifier_device
 from experiment.lock import DEAD, waited_for
 from experiment.mirror import Mirror, mirroring
 from experiment.plan import make_plan
@@ -188,8 +189,10 @@ class Judges:
         self._job.enter()
         config = parse_config(dict(self._job.config))
         asked = {VERIFIER: config.verifier_args.build(), **named_judges(config)}
+        engine = config.engine_args
+        device = verifier_device(engine.verifier_device, choose_device(engine.device))
         for chosen in asked.values():
-            chosen.load(choose_device(config.engine_args.device))
+            chosen.load(device)
         self._loaded = asked
 
     def score(self, name: str, items: Sequence[Item]) -> list[Score]:

@@ -26,7 +26,7 @@ FREE = (
 # Chosen as the run began.
 AUTO = ("engine_args.batch_size", "engine_args.compile", "engine_args.vae")
 SAME = ("weights", "rubrics", "prompts_hash")  # of the manifest
-LIKE = ("device", "packages", "threads", "git_revision")
+LIKE = ("device", "verifier_device", "packages", "threads", "git_revision")
 
 
 def run_to_resume(config: ExperimentConfig, output_dir: str, resume: str) -> Path | None:

@@ -14,8 +14,9 @@ from typing import Any
 from experiment.calls import called, refuse_unfit
 from experiment.config import ExperimentConfig
 from experiment.disk import short_of_room
+from experiment.guests import Apart, placed, verifier_device
 from experiment.lock import locked
-from experiment.manifest import manifest
+from experiment.manifest import device_name, manifest
 from experiment.plan import Plan, make_plan, refuse_cuts
 from experiment.progress import remove_state
 from experiment.prompts import Prompt, load_prompts
@@ -243,7 +244,7 @@ def load(
     judges = named_judges(config)
     if elsewhere is not None:
         judges = {name: elsewhere(judge, name) for name, judge in judges.items()}
-        if "gradient" not in config.search_args.build().needs:  # which needs it at hand
+        if not _climbs(config):  # which needs it at hand
             verifier = elsewhere(verifier, "")
     for name, judge in judges.items():
         if judge.preview_noise is not None:
@@ -258,6 +259,9 @@ def load(
     only_deterministic(config.engine_args.deterministic)
     check_quantization(config.engine_args.quantization, config.torch_dtype, device)
     _check_profile(config, planned.checkpoint)
+    judging = _judging_device(config, device)
+    verifier = placed(verifier, judging, device)
+    judges = {name: placed(judge, judging, device) for name, judge in judges.items()}
 
     pipe = load_pipeline(
         planned.checkpoint,
@@ -270,6 +274,7 @@ def load(
     asked = {"verifier": verifier, **judges}
     for judge in asked.values():
         judge.load(device)
+    beside = [judge for judge in asked.values() if not isinstance(judge, Apart)]
     batch_size = images_at_once(config, call.build)
     residence = settle(
         pipe,
@@ -278,9 +283,9 @@ def load(
         batch_size,
         offload=config.engine_args.offload,
         vae=config.engine_args.vae,
-        gradient="gradient" in config.search_args.build().needs,
-        take_turns=config.use_low_gpu_vram,
-        others=[judge.offload for judge in asked.values()],
+        gradient=_climbs(config),
+        take_turns=config.use_low_gpu_vram and bool(beside),
+        others=[judge.offload for judge in beside],
     )
     denoiser = Denoiser(pipe, call.args, residence)
     check_profile(config.engine_args.profile, (), residence.placement.offload)
@@ -291,6 +296,7 @@ def load(
     denoiser.try_profile(planned.prompts[0].text)
     ran_on = manifest(pipe, planned.checkpoint, device)
     ran_on["placement"] = residence.described()
+    ran_on["verifier_device"] = device_name(judging)
     ran_on["rubrics"] = {name: judge.rubric_hash for name, judge in asked.items()}
     first = planned.prompts[0].text
     if measures_batches(config, device, call.build):
@@ -301,6 +307,24 @@ def load(
         denoiser, first, batch_size, config.engine_args.compile == "on"
     )
     return Engine(denoiser, verifier, judges, batch_size, ran_on, compiled)
+
+
+def _climbs(config: ExperimentConfig) -> bool:
+    """Whether the search differentiates through pipeline and verifier."""
+    return "gradient" in config.search_args.build().needs
+
+
+def _judging_device(config: ExperimentConfig, device: str) -> str:
+    """Where verifiers run; refuses another place than the pipeline's to a search by gradients."""
+    wanted = config.engine_args.verifier_device
+    if not _climbs(config):
+        return verifier_device(wanted, device)
+    if wanted not in ("auto", device):
+        raise UserError(
+            "A search that needs gradients has its verifier beside the pipeline: leave out"
+            " engine_args.verifier_device."
+        )
+    return device
 
 
 def _check_profile(config: ExperimentConfig, checkpoint: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from experiment.calls import called
 from experiment.config import ExperimentConfig
+from experiment.guests import verifier_device
 from pipelines.compiling import pays
 from pipelines.loading import choose_device, pipeline_index
 from pipelines.parts import kind_of, models_of
@@ -72,6 +73,9 @@ def speed(config: ExperimentConfig, local: str, passes: Passes) -> Iterable[tupl
         return  # said when the run begins
     if not device.startswith("cuda"):
         return
+    judging = verifier_device(engine.verifier_device, device)
+    if judging != device and "gradient" not in config.search_args.build().needs:
+        yield "verifiers", f"on {judging}, while images are made"
     build = called(config, local).build
     if measures_batches(config, device, build):
         yield "batch size", "measured as the run begins, unless it was before"

@@ -262,8 +262,8 @@ def replaced_scheduler(own: Any, wanted: Mapping[str, Any] | None) -> Any:
         ) from error
 
 
-def choose_device(wanted: str) -> str:
-    """The device named, or for "auto" the best there is."""
+def choose_device(wanted: str, key: str = "device") -> str:
+    """The device named, or for "auto" the best there is; `key` of engine_args names it."""
     import torch
 
     if wanted != "auto":
@@ -271,7 +271,7 @@ def choose_device(wanted: str) -> str:
             torch.empty(0, device=wanted)
         except (RuntimeError, AssertionError, ImportError) as error:
             raise UserError(
-                f"There is no device '{wanted}' here: set engine_args.device to 'cpu'."
+                f"There is no device '{wanted}' here: set engine_args.{key} to 'cpu'."
             ) from error
         return wanted
     if torch.cuda.is_available():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines.batching import spans
-from pipelines.denoiser import Denoiser
+from pipelines.denoiser import Denoiser, Drawn
 from pipelines.layout import Layout
 from pipelines.schedule import Level, renoised
 from pipelines.sde import unit_noise, with_noise
@@ -44,6 +44,7 @@ class LatentSpace:
         self._key = (run_seed, digest(prompt), occurrence)
         self._batch_size = batch_size
         self._next = [0]  # shared with the drafted space
+        self._twins: dict[Any, Drawn] | None = None  # what one of two twins has drawn
         self._origin: LatentSpace | None = None  # what this space drafts
         self._inference_steps: int | None = None  # of a draft's schedule
         self.drafts: dict[int, int] = {0: 0}  # steps of drafted schedules: their inference steps
@@ -59,10 +60,18 @@ class LatentSpace:
     def draw(self, n: int) -> Candidates:
         seeds = self._seeds([{"op": "draw"}] * n)
         with self._denoiser.drafting(self._inference_steps):
-            drawn = [
-                self._denoiser.draw(self._prompt, seeds[a:b]) for a, b in spans(n, self._batch_size)
-            ]
+            drawn = [self._drawn(seeds[a:b]) for a, b in spans(n, self._batch_size)]
         return Candidates(torch.cat([d.latents for d in drawn]), drawn[0].step, seeds)
+
+    def _drawn(self, seeds: tuple[int, ...]) -> Drawn:
+        """The pipeline's noise; drawn once where a twin draws the same sooner or later."""
+        if self._twins is None:
+            return self._denoiser.draw(self._prompt, seeds)
+        key = self._inference_steps, seeds
+        if (known := self._twins.pop(key, None)) is not None:
+            return known
+        self._twins[key] = self._denoiser.draw(self._prompt, seeds)
+        return self._twins[key]
 
     def perturb(self, around: Candidates, n: int, cosine: float) -> Candidates:
         """On the shell at step 0; later the noise's share of a point's variance is renewed."""
@@ -135,6 +144,7 @@ class LatentSpace:
 
     def twin(self) -> LatentSpace:
         """A space that from here on goes its own way, as this one would."""
+        self._twins = {}
         space = copy.copy(self)
         space._next, space.recipes = list(self._next), dict(self.recipes)
         space.drafts = dict(self.drafts)

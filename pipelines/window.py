@@ -85,7 +85,7 @@ class StepWindow:
         # `generator`), so they have to stay its own.
         self.set_timesteps = _signed_as(scheduler.set_timesteps, self._set_timesteps)
         self.step = _signed_as(scheduler.step, self._step)
-        self._signature = inspect.signature(scheduler.step)
+        self._signature = _signature(type(scheduler).step)
         if not {"model_output", "timestep", "sample"} <= set(self._signature.parameters):
             raise UserError(
                 f"{type(scheduler).__name__} takes steps of a kind that cannot be followed: use"
@@ -214,6 +214,13 @@ def _alike(sample: Tensor, state: Tensor | None) -> bool:
         return False
     rows = sample[: len(state)]
     return bool(((rows == state) | (rows.isnan() & state.isnan())).all())
+
+
+@functools.lru_cache
+def _signature(method: Callable[..., Any]) -> inspect.Signature:
+    """As the method is called on an object: working it out takes longer than some steps do."""
+    whole = inspect.signature(method)
+    return whole.replace(parameters=list(whole.parameters.values())[1:])
 
 
 def _signed_as(original: Callable[..., Any], replacement: Callable[..., Any]) -> Any:

@@ -125,3 +125,19 @@ class Far(Brightness):
         if Far.meeting is not None:
             Far.meeting()
         return super().score(items)
+
+
+@dataclass
+class Near(Brightness):
+    """Brightness; tells where it was loaded, and `meeting` is waited for at each call."""
+
+    meeting: ClassVar[Callable[[], object] | None] = None
+    places: ClassVar[list[str]] = []
+
+    def load(self, device: str) -> None:
+        self.places.append(device)
+
+    def score(self, items: Sequence[Item]) -> list[Score]:
+        if Near.meeting is not None:
+            Near.meeting()
+        return super().score(items)

@@ -45,6 +45,19 @@ def test_the_spatial_view_of_a_draw_is_the_raw_gaussian(denoiser: Denoiser) -> N
     assert torch.allclose(space.from_spatial(view), drawn.latents.float(), atol=1e-5)
 
 
+def test_twins_draw_the_same_noise_once() -> None:
+    space, alone = (LatentSpace(built("flux"), PROMPT, batch_size=2) for _ in range(2))
+    twin = space.twin()
+    ahead = [twin.draw(3), twin.draw(2)]
+    made = [space.draw(3), space.draw(2)]
+    assert not space._twins  # all that was kept has been used
+    for first, second, expected in zip(ahead, made, [alone.draw(3), alone.draw(2)], strict=True):
+        assert first.seeds == second.seeds == expected.seeds
+        assert torch.equal(first.latents, second.latents)
+        assert torch.equal(first.latents, expected.latents)
+    assert torch.equal(space.draw(2).latents, alone.draw(2).latents)
+
+
 def test_neighbours_lie_on_their_pivots_shell(denoiser: Denoiser) -> None:
     space = LatentSpace(denoiser, PROMPT)
     pivots = space.draw(2)
