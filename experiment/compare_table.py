@@ -105,10 +105,15 @@ def tabulate(
                     {name: bootstrap(values) for name, values in costs.items()},
                 )
             )
-    ceilings = [
-        Ceiling(budget, metric, bootstrap(grid.ceiling(reference, budget, metric)))
+    highest = {
+        (metric, budget): grid.ceiling(reference, budget, metric)
         for metric in config.ceilings
         for budget in config.budgets
+    }
+    ceilings = [
+        Ceiling(budget, metric, bootstrap(values))
+        for (metric, budget), values in highest.items()
+        if len(values)
     ]
     return Table(
         name=config.name,
@@ -160,7 +165,10 @@ class _Grid:
         return self._by_prompt(method, budget, lambda winner: float(getattr(winner, cost)))
 
     def ceiling(self, method: str, budget: int, metric: str) -> NDArray[np.float64]:
-        values = self._by_prompt(method, budget, lambda winner: winner.ceilings[metric])
+        """None for a prompt that was searched when another method was the reference."""
+        values = self._by_prompt(
+            method, budget, lambda winner: winner.ceilings.get(metric, math.nan)
+        )
         return values[~np.isnan(values)]
 
     def _by_prompt(

@@ -338,6 +338,17 @@ def test_a_prompt_without_a_score_counts_for_no_method() -> None:
     assert "nan" not in as_csv(table)
 
 
+def test_what_was_run_when_another_method_came_first_has_no_ceiling() -> None:
+    rows = [
+        measured(method, 0, 0, budget, 1.0) for method in ("plain", "better") for budget in (10, 20)
+    ]
+    bare = [replace(row, winner=replace(row.winner, ceilings={})) for row in rows]
+    none = tabulate(made_up(), ("quality",), bare, 1)
+    some = tabulate(made_up(), ("quality",), [bare[0], *rows[1:]], 1)
+    assert none is not None and none.ceilings == () and none.entries
+    assert some is not None and [each.budget for each in some.ceilings] == [20]
+
+
 def test_overspending_is_never_tabulated() -> None:
     rows = [measured(m, 0, 0, b, 1.0) for m in ("plain", "better") for b in (10, 20)]
     greedy = replace(rows[0], winner=replace(rows[0].winner, nfe=11))
