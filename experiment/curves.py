@@ -75,7 +75,9 @@ def _draw_scores(panel: Axes, table: Table, metric: str) -> None:
     ceilings = [each for each in table.ceilings if each.metric == metric]
     if ceilings:
         ceiling = [each.score.mean for each in ceilings]
-        panel.plot([each.budget for each in ceilings], ceiling, color=CEILING, lw=1.2, ls=(0, (1, 1)))
+        panel.plot(
+            [each.budget for each in ceilings], ceiling, color=CEILING, lw=1.2, ls=(0, (1, 1))
+        )
         names.append(f"best possible choice\namong images of {table.methods[0]}")
         ends.append(ceiling[-1])
         colors.append(CEILING)
