@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -147,6 +151,7 @@ def _replay(args: argparse.Namespace) -> int:
 
 def _run(config: ExperimentConfig, args: argparse.Namespace) -> int:
     """The whole experiment, or this process's share of it; 3 if some prompts failed."""
+    from experiment.interrupts import warned_while_loading
     from experiment.mirror import is_url, output_place
     from experiment.runner import run
     from experiment.sharded import run_shard
@@ -158,6 +163,7 @@ def _run(config: ExperimentConfig, args: argparse.Namespace) -> int:
     if on_ray and args.num_shards is not None:
         raise UserError("Ray shares the prompts out itself: leave out --num_shards.")
     shard = None if on_ray else which_shard(args.num_shards, args.shard_index)
+    warned_while_loading()
     if args.report_to and (on_ray or shard is not None):
         raise UserError(
             "Several processes cannot log to one tracker's run: leave out --report_to, or search"
@@ -231,6 +237,38 @@ def main(argv: list[str] | None = None) -> int:
         return getattr(error, "code", 2)
     except KeyboardInterrupt as interrupt:
         return getattr(interrupt, "code", 130)
+    except OSError as error:
+        return _refused_by_the_system(error)
+
+
+def _refused_by_the_system(error: OSError) -> int:
+    """The exit code, after one sentence where there is one to say; raises what is nobody's fault.
+
+    What has been done is on disk in either case.
+    """
+    if error.errno == errno.EPIPE:
+        _print_no_more()  # whoever read what was printed has left
+        return 128 + signal.SIGPIPE
+    if error.errno == errno.ENAMETOOLONG:
+        print(f"A name is too long: {error.filename}", file=sys.stderr)
+        return 2
+    from experiment.stops import STOPPED, disk_full
+
+    if not disk_full(error):
+        raise error
+    with contextlib.suppress(OSError):  # stderr may be a file on that disk
+        print("The disk is full: make room and resume.", file=sys.stderr)
+    _print_no_more()
+    return STOPPED
+
+
+def _print_no_more() -> None:
+    """What could not be printed would fail again as the process ends."""
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except OSError:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 if __name__ == "__main__":

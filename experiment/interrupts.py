@@ -25,6 +25,17 @@ class Interrupted(KeyboardInterrupt):
         self.code = CODES[signal.Signals(number)]
 
 
+def warned_while_loading() -> None:
+    """From now on, and until a search begins, a scheduler's warning ends the process at once: with
+    the exit code of a run to go on with, for nothing has been begun."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, leave)
+
+
 class Interrupts:
     """Within this context the first signal is only noted, and the second ends the process at once.
 

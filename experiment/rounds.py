@@ -11,6 +11,7 @@ from typing import Any
 from experiment.evaluate import Evaluated
 from experiment.journal import Journal
 from experiment.prompts import Prompt
+from experiment.stops import SILENT
 from experiment.store import RunStore
 from search.core import Rollout
 from utils import json_number
@@ -74,6 +75,7 @@ class RoundBook:
         self._videos: dict[int, Any] = {}  # the leaders' frames, which MP4 would not give back
         self.statuses: Counter[str] = Counter()
         self.results: list[RoundResult] = []
+        self.judged: Callable[[str, Score], None] = lambda judge, score: None  # told of each answer
         self.closed: Callable[[RoundResult], None] = lambda result: None  # told of each round
 
     def add(self, rollout: Rollout, batch: Sequence[Evaluated]) -> None:
@@ -177,7 +179,9 @@ class RoundBook:
         score = self._journal.judged(id, judge)
         if score is None:
             score = self._judges[judge].score([item])[0]
-            self._journal.note_judged(id, judge, score)
+            if score.status not in SILENT:  # who did not answer is asked again by a resume
+                self._journal.note_judged(id, judge, score)
+            self.judged(judge, score)
         return score
 
     def _row(self, entry: Evaluated) -> dict[str, Any]:

@@ -109,10 +109,13 @@ def run(
     engine = load(config, planned)
     store = RunStore.create(output_dir, config, run_name)
     with locked(store.folder):
-        store.write_json("config.json", engine.saved(config))
-        store.write_json("manifest.json", world(engine, planned, store.folder))
-        print(f"Results go to {store.folder}", flush=True)
-        return _ran_alone(config, planned, engine, store, trackers)
+        if not (store.folder / "config.json").exists():
+            store.write_json("config.json", engine.saved(config))
+            store.write_json("manifest.json", world(engine, planned, store.folder))
+            print(f"Results go to {store.folder}", flush=True)
+            return _ran_alone(config, planned, engine, store, trackers)
+    # While this process was loading, another has begun the run of this name.
+    return run(config, output_dir, resume, run_name, report_to)
 
 
 def _gone_on(config: ExperimentConfig, folder: Path, trackers: Sequence[str]) -> Ran:

@@ -67,6 +67,7 @@ class Experiment:
         self._worked = False
         self._in_a_row = 0  # prompts that failed
         self._vigil = Vigil()
+        self._vigils = {name: Vigil(f" from the judge '{name}'") for name in judges}
         self._halted = threading.Event()
 
     def run(self) -> None:
@@ -190,6 +191,7 @@ class Experiment:
         values: dict[int, float] = {}
         book = RoundBook(self.store, prompt, self.verifier, self.judges, values, journal, label)
         ledger = Ledger(self.config.budget.build(), clock=journal.clock)
+        book.judged = lambda judge, score: self._vigils[judge].see([score])
         book.closed = lambda result: self.trackers.round_closed(book, result, ledger.spent)
         try:
             ledger.rows_each = self._rows_each(prompt, journal.batch_size)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -122,10 +122,34 @@ class ShardExperiment(Experiment):
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Have the run folder to oneself; refuses while any process works in it."""
-    with ExitStack() as held:
+
+    def enter(held: ExitStack) -> None:
         with waited_for(folder, GATE):
             _refuse_living(folder.glob(".shard*.lock"))
             held.enter_context(locked(folder))
+
+    with _patiently(enter):
+        yield
+
+
+@contextmanager
+def _patiently(enter: Callable[[ExitStack], None]) -> Iterator[None]:
+    """Within this block the locks are held that `enter` takes.
+
+    An owner on another machine that has died, as this process's own may have before a scheduler
+    moved it here, is waited for until its silence says so.
+    """
+    with ExitStack() as held:
+        end = time.monotonic() + DEAD + 2 * BEAT
+        while True:
+            try:
+                enter(held)
+                break
+            except Held as error:
+                if not error.elsewhere or time.monotonic() > end:
+                    raise
+                print(f"{error} Looking again for {DEAD / 60:.0f} minutes.", flush=True)
+                time.sleep(BEAT)
         yield
 
 
@@ -138,26 +162,16 @@ def _refuse_living(locks: Iterable[Path]) -> None:
 
 @contextmanager
 def sharing(folder: Path, index: int, count: int) -> Iterator[None]:
-    """Be this shard of the run; refuses while another process is, or processes of another count.
+    """Be this shard of the run; refuses while another process is, or processes of another count."""
 
-    An owner on another machine that has died, as this process's own may have before a scheduler
-    moved it here, is waited for until its silence says so.
-    """
-    with ExitStack() as held:
-        end = time.monotonic() + DEAD + 2 * BEAT
-        while True:
-            try:
-                with waited_for(folder, GATE):
-                    others = folder.glob(".shard*.lock")
-                    unlike = [p for p in others if not p.name.endswith(f"of{count}.lock")]
-                    _refuse_living([folder / LOCK, *unlike])
-                    held.enter_context(locked(folder, f".shard{index}of{count}.lock"))
-                break
-            except Held as error:
-                if not error.elsewhere or time.monotonic() > end:
-                    raise
-                print(f"{error} Looking again for {DEAD / 60:.0f} minutes.", flush=True)
-                time.sleep(BEAT)
+    def enter(held: ExitStack) -> None:
+        with waited_for(folder, GATE):
+            others = folder.glob(".shard*.lock")
+            unlike = [p for p in others if not p.name.endswith(f"of{count}.lock")]
+            _refuse_living([folder / LOCK, *unlike])
+            held.enter_context(locked(folder, f".shard{index}of{count}.lock"))
+
+    with _patiently(enter):
         yield
 
 

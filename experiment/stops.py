@@ -30,10 +30,13 @@ class Halted(Stopped):
 
 
 class Vigil:
-    """Counts the images in a row, over all prompts, that got no score."""
+    """Counts the images in a row, over all prompts, that got no score.
 
-    def __init__(self) -> None:
-        self._missing, self._reason = 0, ""
+    of: whose score, in words.
+    """
+
+    def __init__(self, of: str = "") -> None:
+        self._of, self._missing, self._reason = of, 0, ""
 
     def see(self, scores: Sequence[Score]) -> None:
         for score in scores:
@@ -44,8 +47,8 @@ class Vigil:
                 self._reason = score.explanation
         if self._missing >= UNSCORED_IN_A_ROW:
             raise Silent(
-                f"{self._missing} images in a row got no score, the last one because:"
-                f" {self._reason.rstrip('.')}. Mend that and resume."
+                f"{self._missing} images in a row got no score{self._of}, the last one"
+                f" because: {self._reason.rstrip('.')}. Mend that and resume."
             )
 
 
