@@ -209,10 +209,9 @@ def test_a_compiler_that_fails_is_done_without(
     def broken(*_: Any) -> Any:
         raise RuntimeError("no compiler is installed")
 
-    monkeypatch.setattr("experiment.runner.compiles", lambda *_: True)
+    monkeypatch.setattr("experiment.fitting.compiles", lambda *_: True)
     monkeypatch.setattr(
-        "experiment.runner.compile_denoisers",
-        lambda parts: compile_denoisers(parts, backend=broken),
+        "experiment.fitting.retraced", lambda parts: compile_denoisers(parts, backend=broken)
     )
     asked = parse_config(config())
     engine = load(asked, plan(asked))
