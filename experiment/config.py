@@ -176,6 +176,11 @@ class EngineArgs(Part):
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="torch.compile (changes images a little); auto: on a GPU, if it pays"
     )
+    attention: Literal["auto", "default", "cudnn", "flash", "efficient", "math"] = Field(
+        "auto",
+        description="the attention kernel that is tried first (changes last bits); default:"
+        " torch's choice; auto: on a GPU, cuDNN's if it is measured to be faster",
+    )
     prompts_at_once: int | Literal["auto"] = Field(
         "auto", description="prompts that take turns: one is judged while another is denoised"
     )

@@ -19,6 +19,7 @@ from torch import Tensor
 from experiment.config import ExperimentConfig, parse_config, read_json
 from experiment.prompts import Prompt
 from experiment.records import CANDIDATES, candidate_files, read_candidates, written_rows
+from experiment.resume import as_begun
 from experiment.runner import Engine, load, plan
 from experiment.store import RunStore
 from pipelines.batching import spans
@@ -88,7 +89,7 @@ def _config(folder: Path, overrides: Mapping[str, Any]) -> ExperimentConfig:
         if part != "pipeline_call_args" or not key:
             raise UserError(f"--replay takes changes of pipeline_call_args only, not '{name}'.")
         content["pipeline_call_args"][key] = value
-    return parse_config(content)
+    return parse_config(as_begun(content))
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

@@ -24,7 +24,12 @@ FREE = (
     "engine_args.prompts_at_once",
 )
 # Chosen as the run began.
-AUTO = ("engine_args.batch_size", "engine_args.compile", "engine_args.vae")
+AUTO = (
+    "engine_args.attention",
+    "engine_args.batch_size",
+    "engine_args.compile",
+    "engine_args.vae",
+)
 SAME = ("weights", "rubrics", "prompts_hash")  # of the manifest
 LIKE = ("device", "verifier_device", "packages", "threads", "git_revision")
 
@@ -73,7 +78,7 @@ def config_of_run(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
     before = _manifest(folder).get(CONFIG_HASH)
     if before not in (None, config_hash(folder)):
         raise UserError(f"{folder / CONFIG} has been changed: restore it, or start a new run.")
-    own = parse_config(whole)
+    own = parse_config(as_begun(whole))
     now = config.engine_args
     free = {"offload": now.offload, "prompts_at_once": now.prompts_at_once}
     engine = own.engine_args.model_copy(update=free)
@@ -84,6 +89,12 @@ def config_of_run(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
             "ray_args": config.ray_args,
         }
     )
+
+
+def as_begun(content: dict[str, Any]) -> dict[str, Any]:
+    """A run's config; from before there was a choice, with the attention that there was."""
+    content.setdefault("engine_args", {}).setdefault("attention", "default")
+    return content
 
 
 def config_hash(folder: Path) -> str:

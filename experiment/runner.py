@@ -14,6 +14,7 @@ from typing import Any
 from experiment.calls import called, refuse_unfit
 from experiment.config import ExperimentConfig
 from experiment.disk import short_of_room
+from experiment.fitting import first_attention, fit
 from experiment.guests import Apart, placed, verifier_device
 from experiment.lock import locked
 from experiment.manifest import device_name, manifest
@@ -31,13 +32,12 @@ from experiment.resume import (
 )
 from experiment.searching import Experiment
 from experiment.shard_files import alone, take_over
-from experiment.speed import compiles, images_at_once, measures_batches
+from experiment.speed import images_at_once
 from experiment.stops import Stopped
 from experiment.store import RunStore, refuse_unwritable
 from experiment.tracker import asked_trackers
 from experiment.trackers import Trackers, tracked
-from pipelines.compiling import compile_denoisers, undo
-from pipelines.denoiser import Denoiser, denoisers
+from pipelines.denoiser import Denoiser
 from pipelines.loading import (
     check_dtype,
     choose_device,
@@ -52,7 +52,6 @@ from pipelines.parts import kind_of, models_of
 from pipelines.placement import settle
 from pipelines.profiles import check_profile
 from pipelines.quantization import check_quantization
-from pipelines.tuning import remembered_size
 from utils import (
     UserError,
     digest,
@@ -230,7 +229,7 @@ class Engine:
         """The resolved config with what was chosen here, on which an image's last bits depend."""
         residence = self.denoiser.residence
         vae = None if residence is None else residence.placement.vae
-        return saved(config, self.batch_size, vae, self.compiled)
+        return saved(config, self.batch_size, vae, self.compiled, self.denoiser.attention)
 
 
 def load(
@@ -265,6 +264,8 @@ def load(
     judging = _judging_device(config, device)
     verifier = placed(verifier, judging, device)
     judges = {name: placed(judge, judging, device) for name, judge in judges.items()}
+    apart = any(isinstance(judge, Apart) for judge in (verifier, *judges.values()))
+    attention = first_attention(config, device, apart=apart)
 
     pipe = load_pipeline(
         planned.checkpoint,
@@ -291,6 +292,7 @@ def load(
         others=[judge.offload for judge in beside],
     )
     denoiser = Denoiser(pipe, call.args, residence)
+    denoiser.use_attention(attention)
     check_profile(config.engine_args.profile, (), residence.placement.offload)
     engine = config.engine_args
     denoiser.use_profile(engine.profile, engine.quantization, engine.cache_threshold)
@@ -301,15 +303,8 @@ def load(
     ran_on["placement"] = residence.described()
     ran_on["verifier_device"] = device_name(judging)
     ran_on["rubrics"] = {name: judge.rubric_hash for name, judge in asked.items()}
-    first = planned.prompts[0].text
-    if measures_batches(config, device, call.build):
-        basis = {name: ran_on[name] for name in ("device", "packages", "placement", "threads")}
-        batch_size = remembered_size(denoiser, first, {**basis, "dtype": config.torch_dtype})
-    passes, offload = planned.passes(batch_size), residence.placement.offload
-    compiled = compiles(config, planned.checkpoint, device, offload, passes) and _compiled(
-        denoiser, first, batch_size, config.engine_args.compile == "on"
-    )
-    return Engine(denoiser, verifier, judges, batch_size, ran_on, compiled)
+    fitted = fit(config, planned, denoiser, device, call.build, ran_on, apart=apart)
+    return Engine(denoiser, verifier, judges, fitted.batch_size, ran_on, fitted.compiled)
 
 
 def _climbs(config: ExperimentConfig) -> bool:
@@ -336,25 +331,6 @@ def _check_profile(config: ExperimentConfig, checkpoint: str) -> None:
     check_profile(config.engine_args.profile, parts, config.engine_args.offload)
 
 
-def _compiled(denoiser: Denoiser, prompt: str, batch_size: int, wanted: bool) -> bool:
-    """Compile, and take a step to see that it works; where it does not, go on without."""
-    parts = [*denoisers(denoiser.pipe), *denoiser.twins]
-    compile_denoisers(parts)
-    try:
-        denoiser.warm_up(prompt, batch_size)
-    except Exception as error:  # whatever a compiler may raise
-        undo(parts)
-        reason = " ".join(str(error).split())[:300]
-        if wanted:
-            raise UserError(
-                f"{type(denoiser.pipe).__name__} cannot be compiled here ({reason}): set"
-                " engine_args.compile to 'off'."
-            ) from error
-        logger.warning("Going on without torch.compile, which failed: %s", reason)
-        return False
-    return True
-
-
 def _try_call(denoiser: Denoiser, prompt: Prompt, batch_size: int) -> None:
     """Call the pipeline up to its first step: what it refuses, it refuses here."""
     try:
@@ -377,14 +353,16 @@ def saved(
     batch_size: int | str,
     vae: str | None = None,
     compiled: bool | None = None,
+    attention: str | None = None,
 ) -> dict[str, Any]:
-    """The resolved config with the batch size, the way of decoding and whether it is compiled.
+    """The resolved config with the batch size, how to decode and attend, and whether to compile.
 
     What is None is not chosen yet, and stays as asked for.
     """
     whole = config.resolved()
     whole["engine_args"]["batch_size"] = batch_size
     whole["engine_args"]["vae"] = vae or config.engine_args.vae
+    whole["engine_args"]["attention"] = attention or config.engine_args.attention
     if compiled is not None:
         whole["engine_args"]["compile"] = "on" if compiled else "off"
     whole["batch_size_for_img_gen"] = None

@@ -36,7 +36,7 @@ from experiment.shards import Shard, agreed, own_device
 from experiment.store import RunStore, refuse_unwritable, runs_of, time_stamp
 from utils import UserError
 
-CHOSEN = ("batch_size", "compile", "vae")  # of engine_args: by whoever loads first
+CHOSEN = ("attention", "batch_size", "compile", "vae")  # of engine_args: by whoever loads first
 
 
 def run_shard(

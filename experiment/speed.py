@@ -33,6 +33,20 @@ def measures_batches(config: ExperimentConfig, device: str, build: Any) -> bool:
     return config.batch_size == "auto" and on_gpu and not _makes_videos(build)
 
 
+def measures_attention(config: ExperimentConfig, device: str, *, apart: bool) -> bool:
+    """Whether cuDNN's attention is timed beside torch's choice.
+
+    apart: a verifier judges at the same time, whom torch's one choice for all threads would reach.
+    """
+    return (
+        config.engine_args.attention == "auto"
+        and device.startswith("cuda")
+        and config.torch_dtype != "fp32"  # which cuDNN's has not
+        and not apart
+        and "gradient" not in config.search_args.build().needs  # a step forward tells half of it
+    )
+
+
 def compiles(
     config: ExperimentConfig, checkpoint: str, device: str, offload: str, passes: float | None
 ) -> bool:
@@ -74,11 +88,14 @@ def speed(config: ExperimentConfig, local: str, passes: Passes) -> Iterable[tupl
     if not device.startswith("cuda"):
         return
     judging = verifier_device(engine.verifier_device, device)
-    if judging != device and "gradient" not in config.search_args.build().needs:
+    apart = judging != device and "gradient" not in config.search_args.build().needs
+    if apart:
         yield "verifiers", f"on {judging}, while images are made"
     build = called(config, local).build
     if measures_batches(config, device, build):
         yield "batch size", "measured as the run begins, unless it was before"
+    if measures_attention(config, device, apart=apart):
+        yield "attention", "measured as the run begins, unless it was before"
     offload = "none" if engine.offload == "auto" else engine.offload
     if compiles(config, local, device, offload, passes(images_at_once(config, build))):
         yield "compile", "yes"

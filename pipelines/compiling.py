@@ -57,3 +57,10 @@ def undo(denoisers: Sequence[nn.Module]) -> None:
         denoiser.__dict__.pop("forward", None)
         for module in denoiser.modules():
             module._compiled_call_impl = None
+
+
+def retraced(denoisers: Sequence[nn.Module], **options: Any) -> None:
+    """Compile anew: graphs of before, of any model, may have been traced for another attention."""
+    undo(denoisers)
+    torch.compiler.reset()
+    compile_denoisers(denoisers, **options)

@@ -21,6 +21,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from pipelines.attention import preferring
 from pipelines.guidance import guiding
 from pipelines.labels import asked_class, by_class, class_count, class_number
 from pipelines.layout import Layout, index_noise
@@ -103,13 +104,16 @@ class Denoiser:
         self._seen_between_steps = False
         self.singly = False  # pictures are decoded one by one, for there was no room for more
         self._running: StepWindow | None = None
+        self._encoded: OrderedDict[Any, Any] = OrderedDict()
+        self.attention = "default"
         self._drafting = False
         self._cheap: Profile | None = None  # how drafts are denoised
         self._profiles = {True: "draft", False: "exact"}
         self._halt_at_forward = False
         pipe.set_progress_bar_config(disable=True)
         if hasattr(pipe, "encode_prompt"):
-            object.__setattr__(pipe, "encode_prompt", _remembered(pipe.encode_prompt, residence))
+            encode = _remembered(pipe.encode_prompt, self._encoded, residence)
+            object.__setattr__(pipe, "encode_prompt", encode)
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):
                 module.requires_grad_(False)  # only latents are ever differentiated
@@ -151,6 +155,12 @@ class Denoiser:
                 yield
             finally:
                 self.call_args, self._drafting = before
+
+    def use_attention(self, name: str) -> None:
+        """Call the pipeline with this attention first from now on, its text encoders too."""
+        if name != self.attention:
+            self._encoded.clear()
+        self.attention = name
 
     def use_profile(
         self, name: str, quantization: str | None = None, threshold: float = THRESHOLD
@@ -426,7 +436,7 @@ class Denoiser:
         call = type(self.pipe).__call__
         if differentiable:
             call = inspect.unwrap(call)  # below diffusers' no_grad
-        with window(self.pipe, stretch) as seen:
+        with preferring(self.attention), window(self.pipe, stretch) as seen:
             self._running, self._halt_at_forward = seen, halt_at_forward
             try:
                 result = call(self.pipe, **arguments)
@@ -518,9 +528,10 @@ def _only(name: str, value: Any) -> Any:
     return value[0]
 
 
-def _remembered(encode: Any, residence: Residence | None = None) -> Any:
+def _remembered(
+    encode: Any, memory: OrderedDict[Any, Any], residence: Residence | None = None
+) -> Any:
     """`encode_prompt` that runs the text encoders once for the same arguments."""
-    memory: OrderedDict[Any, Any] = OrderedDict()
 
     @functools.wraps(encode)
     def encode_prompt(*args: Any, **kwargs: Any) -> Any:

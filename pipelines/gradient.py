@@ -7,7 +7,7 @@ latents a step, and a step's activations live only while it is differentiated (C
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,7 +47,7 @@ def climbed(
     rows counts the forward pass and the second one that checkpointing costs.
     """
     before = denoiser.rows
-    with torch.enable_grad(), _said_plainly(denoiser):
+    with torch.enable_grad(), _one_thread(), _said_plainly(denoiser):
         origin = latents.detach().clone().requires_grad_()
         done = _stepped(denoiser, prompt, origin, seeds, start, until, guidance, sde)
         pixels: Tensor = checkpoint(
@@ -95,6 +95,12 @@ def _stepped(
         moved, clean = checkpoint(taken, held, use_reentrant=False)
         at = Denoised(moved, clean, 0, scales[0])
     return at
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """What is taken again is taken by the thread whose turn it is: for devices autograd has
+    threads of its own, and one of those would wait for that turn for ever."""
+    return torch.autograd.set_multithreading_enabled(False)
 
 
 @contextmanager

@@ -1,12 +1,13 @@
-"""How many images at once are fastest on this device: a short measurement, remembered in a file."""
+"""What is fastest on this device, batch size and attention: measured once, remembered in files."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,9 +15,16 @@ from pipelines.denoiser import Denoiser, denoisers
 from pipelines.memory_errors import free, out_of_memory
 from utils import cache_folder, digest, write_atomically
 
+logger = logging.getLogger(__name__)
+
 SIZES = (1, 2, 4, 8, 16, 32)
 GAIN = 0.05  # of the time an image takes; less is not worth the memory
 KNOWN = "batch_sizes.json"
+ATTENTION_GAIN = 0.02  # of a step; less is within what one measurement is worth
+ATTENTION_KNOWN = "attention.json"
+STEPS = 5  # timed for an attention; the least counts
+
+Known = TypeVar("Known", int, str)
 
 
 def fastest(seconds: Mapping[int, float]) -> int:
@@ -60,19 +68,29 @@ def _timed(
         yield size, seconds / size
 
 
-def _step(denoiser: Denoiser, prompt: str, size: int, clock: Callable[[], float]) -> float:
-    """Seconds of a batch's first step, after one that is not counted; decoded once, for memory."""
+def _step(
+    denoiser: Denoiser,
+    prompt: str,
+    size: int,
+    clock: Callable[[], float],
+    times: int = 1,
+    *,
+    decode: bool = True,
+) -> float:
+    """The least seconds of a batch's first step, after one that is not counted; decoded once, for
+    memory."""
     seeds = tuple(range(size))
     drawn = denoiser.draw(prompt, seeds)
-    seconds = 0.0
-    for _ in range(2):
+    seconds = []
+    for _ in range(1 + times):
         _settled(drawn.latents.device)
         started = clock()
         done = denoiser.denoise(prompt, drawn.latents, seeds, drawn.step, drawn.step + 1)
         _settled(done.latents.device)
-        seconds = clock() - started
-    denoiser.decode(prompt, done.clean, seeds, denoiser.steps(prompt))
-    return seconds
+        seconds.append(clock() - started)
+    if decode:
+        denoiser.decode(prompt, done.clean, seeds, denoiser.steps(prompt))
+    return min(seconds[1:])
 
 
 def _settled(device: torch.device) -> None:
@@ -85,23 +103,80 @@ def remembered_size(denoiser: Denoiser, prompt: str, machine: Mapping[str, Any])
 
     machine: all else that it depends on: device, versions, number format.
     """
+    path, key = cache_folder() / KNOWN, _key(denoiser, machine)
+    known = _read(path, int).get(key)
+    if known is None or known < 1:
+        known = fastest(measured(denoiser, prompt))
+        _write(path, {**_read(path, int), key: known})
+    return known
+
+
+def faster_attention(
+    denoiser: Denoiser,
+    prompt: str,
+    n: int,
+    anew: Callable[[], object],
+    clock: Callable[[], float] = time.perf_counter,
+) -> str:
+    """The denoiser goes on with cuDNN's attention if that is faster by 2 %, else with torch's own.
+
+    n: the batch size. anew: called after each change, to compile what is compiled: a graph keeps
+    the attention that it was traced with. What fails in any way is not faster.
+    """
+    try:
+        own = _step(denoiser, prompt, n, clock, STEPS, decode=False)
+        denoiser.use_attention("cudnn")
+        anew()
+        if _step(denoiser, prompt, n, clock, STEPS, decode=False) <= (1 - ATTENTION_GAIN) * own:
+            return "cudnn"
+    except Exception as error:  # whatever cuDNN or a compiler may raise
+        logger.warning("Going on with torch's own attention: measuring cuDNN's failed: %s", error)
+    free()
+    denoiser.use_attention("default")
+    anew()
+    return "default"
+
+
+def remembered_attention(
+    denoiser: Denoiser,
+    prompt: str,
+    n: int,
+    machine: Mapping[str, Any],
+    start: Callable[[], object],
+    anew: Callable[[], object],
+) -> None:
+    """Have the denoiser take the attention that was the faster one when it was measured.
+
+    start: compiles what is to be compiled, before anything else runs.
+    """
+    path = cache_folder() / ATTENTION_KNOWN
+    key = _key(denoiser, {**machine, "batch_size": n})
+    known = _read(path, str).get(key)
+    if known in ("default", "cudnn"):
+        denoiser.use_attention(known)
+        start()
+        return
+    start()
+    found = faster_attention(denoiser, prompt, n, anew)
+    _write(path, {**_read(path, str), key: found})
+
+
+def _key(denoiser: Denoiser, machine: Mapping[str, Any]) -> str:
     configs = [dict(part.config) for part in denoisers(denoiser.pipe)]  # type: ignore[arg-type]
     sizes = {k: v for k, v in denoiser.call_args.items() if isinstance(v, int | float)}
-    key = digest(json.dumps([configs, sizes, machine], sort_keys=True, default=str))
-    path = cache_folder() / KNOWN
-    known = _read(path)
-    if key not in known:
-        known[key] = fastest(measured(denoiser, prompt))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(known, indent=4).encode())
-    return known[key]
+    return digest(json.dumps([configs, sizes, machine], sort_keys=True, default=str))
 
 
-def _read(path: Path) -> dict[str, int]:
+def _write(path: Path, known: Mapping[str, int | str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(known, indent=4).encode())
+
+
+def _read(path: Path, kind: type[Known]) -> dict[str, Known]:
     """What is known; a damaged file is worked out again."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    sizes = content.items() if isinstance(content, dict) else ()
-    return {key: size for key, size in sizes if isinstance(size, int) and size > 0}
+    found = content.items() if isinstance(content, dict) else ()
+    return {key: value for key, value in found if isinstance(value, kind)}

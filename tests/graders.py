@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+from torch.backends.cuda import flash_sdp_enabled
 
 from verifiers.base import BaseVerifier, Item, Score
 
@@ -140,4 +142,15 @@ class Near(Brightness):
     def score(self, items: Sequence[Item]) -> list[Score]:
         if Near.meeting is not None:
             Near.meeting()
+        return super().score(items)
+
+
+@dataclass
+class Watcher(Brightness):
+    """Brightness; notes in which thread it judges, and whether torch offers it every attention."""
+
+    watched: ClassVar[list[tuple[str, bool]]] = []
+
+    def score(self, items: Sequence[Item]) -> list[Score]:
+        self.watched.append((threading.current_thread().name, flash_sdp_enabled()))
         return super().score(items)

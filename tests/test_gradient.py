@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.denoiser import Denoiser
+from pipelines.denoiser import Denoiser, denoisers
 from pipelines.gradient import climbed
 from pipelines.sde import Sde
 from tests.families import FAMILIES
@@ -80,3 +80,15 @@ def test_a_pipeline_that_leaves_torch_is_refused_in_one_sentence() -> None:
     drawn = denoiser.draw(PROMPT, [1])
     with pytest.raises(UserError, match="does not pass gradients"):
         climbed(denoiser, brightness, PROMPT, drawn.latents, [1], 0, 3, 3)
+
+
+def test_a_step_is_taken_again_by_the_thread_whose_turn_it_is() -> None:
+    """For a GPU autograd has a thread of its own, which would wait for that turn for ever."""
+    denoiser, alone = denoiser_of("sd15"), []
+    for part in denoisers(denoiser.pipe):
+        part.register_forward_pre_hook(
+            lambda *_: alone.append(not torch.autograd.is_multithreading_enabled())
+        )
+    x = denoiser.draw(PROMPT, [0]).latents
+    climbed(denoiser, brightness, PROMPT, x, [0], 0, 1, 3)
+    assert len(alone) >= 2 and all(alone) and torch.autograd.is_multithreading_enabled()
