@@ -85,5 +85,6 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg(),
         "packages": {name: version(name) for name in packages},
+        "cuda": torch.version.cuda,
         "git_revision": git_revision(),
     }

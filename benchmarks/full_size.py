@@ -68,8 +68,8 @@ class Pipeline:
     def arguments(self, tiny: bool) -> dict[str, Any]:
         return {**self.call_args, **(self.tiny_args if tiny else {})}
 
-    def make(self, tiny: bool, device: str) -> Any:
-        """The pipeline on the CPU; its weights are drawn on `device`, which may be quicker."""
+    def make(self, tiny: bool, device: str, *, stays: bool = False) -> Any:
+        """The pipeline; its weights are drawn on `device`, and go to the CPU unless they stay."""
         import diffusers
         from transformers import AutoTokenizer
 
@@ -77,8 +77,11 @@ class Pipeline:
         dtype = getattr(torch, {"fp16": "float16", "bf16": "bfloat16"}[self.dtype])
         for name, model in self.models.items():
             made = model.make(tiny)
-            fill(made, torch.float32 if device == "cpu" else dtype, device)
-            parts[name] = made.to("cpu")
+            own = torch.float32 if device == "cpu" else dtype
+            fill(made, own, device)
+            if model.library == "diffusers":  # which loads buffers in the weights' number format
+                nn.Module.to(made, dtype=own)
+            parts[name] = made.to(device if stays else "cpu")
         for name, folder in self.tokenizers.items():
             parts[name] = AutoTokenizer.from_pretrained(BUNDLED / folder)
             if self.chat:

@@ -1,147 +1,218 @@
-"""Full-size pipelines on one GPU: our run, a plain loop, batches of 1 to 16, memory, idle time.
+"""Full-size pipelines on one GPU: our run, a plain loop, a judge beside it, fp8, memory, idle time.
 
-    python -m benchmarks.gpu                          # all five, eager and compiled
-    python -m benchmarks.gpu --pipelines flux.1-dev --ways compiled
+    python -m benchmarks.gpu --pipelines flux.1-dev --parts plain compiled judged fp8
+    python -m benchmarks.gpu --seconds 540            # all of them; no part begins after that
     python -m benchmarks.gpu --tiny --device cpu      # only to see that it runs
 
-Weights are random (`benchmarks/full_size.py`), so pictures mean nothing and times do. For each:
+Weights are random (`benchmarks/full_size.py`), so pictures mean nothing and times do. The parts of
+a pipeline, in the order in which they are measured:
 
-one at a time: tt-scale-flux's loop, written anew from its description: one image a call, its prompt
-    encoded each time, judged when the round is made, saved as PIL does. Its verifier does nothing.
-ours: two prompts' searches on the loaded model, all in: encoding, denoising, decoding, a verifier
-    that does nothing, PNGs, journal. `--ways`: eager, compiled (as engine_args.compile does).
-busy: the share of such a run in which the denoiser or the decoder works, while a judge elsewhere
-    sleeps for `--sleep` of the time that a batch takes.
-drafts: seconds a draft takes by `engine_args.profile`: cached where eager, fp8 where compiled.
-batches: seconds a step of one image, and peak memory, by batch size.
+plain: tt-scale-flux's loop, written anew from its description: one image a call, its prompt encoded
+    each time, judged when the round is made, saved as PIL does. Its verifier does nothing.
+steps: seconds a step of one image and peak memory by batch size, not compiled.
+eager: two prompts' searches on the loaded model, all in: encoding, denoising, decoding, a verifier
+    that does nothing, PNGs, journal; and its peak of memory beside the plan's.
+compiled: the same as engine_args.compile has it. Compiling is told apart, and not counted.
+elsewhere: the same while a judge elsewhere sleeps for `--sleep` of the time that a batch takes.
+judged: the same with Qwen2.5-VL-7B on this GPU (`benchmarks/vlm.py`), which gives scores alone.
+fp8: a draft by engine_args.profile "fp8".
 
-Beside seconds stands the share of the floor (`benchmarks/floors.py`), beside peaks what the plan
-foresees. Everything goes into one JSON file a pipeline.
+Beside seconds stand the share of the floor (`benchmarks/floors.py`) and how many times as fast as
+`plain` that is. Each part is in the pipeline's JSON file as soon as it is measured, beside those of
+earlier calls; `python -m benchmarks.report_gpu` makes tables of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator, Sequence
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.figures import machine
+from benchmarks.device import graphs, matrix_tflops, recompilations, reset
+from benchmarks.figures import machine, table, unbarred
 from benchmarks.floors import PEAK, WORK
-from benchmarks.loaded import Bench, reset
+from benchmarks.gpu_results import Record, bars
+from benchmarks.loaded import Bench
 from pipelines.loading import choose_device, hush
-from utils import UserError, did_you_mean, write_atomically
+from utils import UserError, did_you_mean
 
-WAYS = ("eager", "compiled")
+PARTS = ("plain", "steps", "eager", "compiled", "elsewhere", "judged", "fp8")
+COMPILED = PARTS[PARTS.index("compiled") :]
 SIZES = (1, 2, 4, 8, 16)
 RESULTS = Path("benchmarks/results")
 
-
-def measure(
-    name: str, device: str, tiny: bool, ways: Sequence[str], sizes: Sequence[int], images: int,
-    sleep: float,
-) -> dict[str, Any]:  # fmt: skip
-    """Everything about one pipeline."""
-    bench = Bench.load(name, device, tiny)
-    n = images or 4 * bench.work.batch
-    found: dict[str, Any] = {"one at a time": bench.plain(max(1, n // 4))}
-    print(line(name, "one at a time", found["one at a time"]), flush=True)
-    for way in WAYS:  # eager first: there is no way back that is sure to be whole
-        if way not in ways:
-            continue
-        made: dict[str, Any] = {}
-        if way == "compiled":
-            made["compile_seconds"] = bench.compile()
-        made["ours"] = bench.ours(n)
-        pause = sleep * made["ours"]["seconds_an_image"] * bench.work.batch
-        made["judged elsewhere"] = {**bench.ours(n, pause), "sleep": pause}
-        made["batches"] = list(bench.batches(sizes))
-        made["graphs"] = dict(torch._dynamo.utils.counters["stats"])
-        made["drafts"] = dict(drafts(bench, way))
-        found[way] = made
-        for part in ("ours", "judged elsewhere"):
-            print(line(name, f"{way}, {part}", made[part]), flush=True)
-        for profile, each in made["drafts"].items():
-            print(line(name, f"{way}, drafts: {profile}", each), flush=True)
-        for each in made["batches"]:
-            print(step_line(name, way, each), flush=True)
-    return {
-        "pipeline": name, "tiny": tiny, "steps": bench.work.steps, "peak_tflops": PEAK,
-        "machine": machine(device), **found,
-    }  # fmt: skip
+Measured = Mapping[str, Any]
 
 
-def drafts(bench: Bench, way: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Drafts by the profiles that go with eager denoisers, or with compiled ones."""
-    profile = "cached" if way == "eager" else "fp8"
-    try:
-        bench.use_profile(profile, compiled=way == "compiled")
-    except UserError as error:  # a model without a cache
-        yield profile, {"refused": str(error)}
-    else:
-        yield profile, bench.drafts(profile)
-    bench.use_profile("exact")
+class Parts:
+    """What can be measured of one pipeline, by name."""
+
+    def __init__(self, bench: Bench, images: int, sleep: float, sizes: Sequence[int]) -> None:
+        self._bench = bench
+        self._images = images or 4 * bench.work.batch
+        self._sleep = sleep
+        self._sizes = sizes
+        self._compiling: float | None = None
+        self._each: dict[str, float] = {}  # seconds an image of our run, by way
+
+    def measure(self, part: str) -> Measured:
+        if part in COMPILED and self._bench.way == "eager":
+            self._compiling = self._bench.compile()
+        ways: Mapping[str, Callable[[], Measured]] = {
+            "plain": lambda: self._bench.plain(max(1, self._images // 4)),
+            "steps": lambda: {"batches": list(self._bench.batches(self._sizes))},
+            "eager": lambda: self._bench.ours(self._images),
+            "compiled": lambda: self._bench.ours(self._images),
+            "elsewhere": self._elsewhere,
+            "judged": lambda: self._bench.judged(self._images),
+            "fp8": self._bench.fp8,
+        }
+        found = ways[part]()
+        if part in ("eager", "compiled"):
+            self._each[self._bench.way] = found["seconds_an_image"]
+        if part in ("compiled", "judged"):
+            compiled = {"graphs": graphs(), "recompilations": recompilations()}
+            found = {**found, "compile_seconds": self._compiling, **compiled}
+        return found
+
+    def _elsewhere(self) -> Measured:
+        """A sleep as long as a share of the time that a batch takes, measured if it was not."""
+        batch, way = self._bench.work.batch, self._bench.way
+        if way not in self._each:
+            self._each[way] = self._bench.ours(2 * batch)["seconds_an_image"]
+        return self._bench.elsewhere(self._images, self._sleep * self._each[way] * batch)
 
 
-def line(name: str, what: str, found: dict[str, Any]) -> str:
-    """A measurement as people read it."""
-    if "refused" in found:
-        return f"{name:<17}{what:<28}{found['refused']}"
-    text = f"{name:<17}{what:<28}{found['seconds_an_image']:8.3f} s an image"
-    if found["share_of_floor"] is not None:
-        text += f", {found['share_of_floor']:4.0%} of the floor ({found['floor']:.3f} s)"
-    if "busy_share" in found:
-        text += f", busy {found['busy_share']:.1%}"
-    return text + _memory(found)
+def lines(part: str, found: Measured) -> Iterator[str]:
+    """A part as people read it."""
+    if why := found.get("refused") or found.get("failed"):
+        yield f"{part}: {why}"
+    for each in found.get("batches", ()):
+        text = f"a step at {each['batch_size']}".ljust(12) + f"{each['seconds_a_step']:9.4f} s"
+        yield f"{part}: {text} an image{_shares(each)}{_memory(each)}"
+    if "seconds_an_image" in found:
+        text = f"{part} ({found['way']})".ljust(22) + f"{found['seconds_an_image']:8.3f} s an image"
+        yield f"{text}{_shares(found)}{_memory(found)}"
+    if found.get("compile_seconds") is not None:
+        yield (
+            f"{part}: compiled in {found['compile_seconds']:.0f} s, {found['graphs']} graphs,"
+            f" {found['recompilations']} of them recompilations"
+        )
+    if "judge" in found:
+        judge = found["judge"]
+        yield (
+            f"{part}: the judge alone {judge['seconds_an_image']:.3f} s an image,"
+            f" {judge['asked_tokens']} tokens asked, {judge['answered_tokens']} answered"
+        )
+    if found.get("decoded_again") or found.get("unscored"):
+        yield (
+            f"{part}: NOT AS REAL: {found.get('decoded_again', 0)} pictures decoded twice,"
+            f" {found.get('unscored', 0)} unscored"
+        )
 
 
-def step_line(name: str, way: str, found: dict[str, Any]) -> str:
-    what = f"{way}, a step at {found['batch_size']}"
-    text = f"{name:<17}{what:<28}{found['seconds_a_step']:8.4f} s an image"
+def _shares(found: Measured) -> str:
+    text = ""
     if found["share_of_floor"] is not None:
         text += f", {found['share_of_floor']:4.0%} of the floor"
-    return text + _memory(found)
+    if "times_as_fast" in found:
+        text += f", {found['times_as_fast']:.2f}x one at a time"
+    if "busy_share" in found:
+        text += f", busy {found['busy_share']:.1%}"
+    if found.get("device_share") is not None:
+        text += f" (NVML {found['device_share']:.1%})"
+    return text
 
 
-def _memory(found: dict[str, Any]) -> str:
-    if "peak_gb" not in found:
+def _memory(found: Measured) -> str:
+    if "expected_peak_gb" not in found:
         return ""
     return f", peak {found['peak_gb']:.1f} GB, expected {found['expected_peak_gb']:.1f}"
+
+
+def measure(name: str, args: argparse.Namespace, stamp: Measured, over: Callable[[], bool]) -> bool:
+    """The parts of a pipeline that are asked for; whether all of them were measured."""
+    if over():
+        print(f"{name}: not begun, for the time is over", flush=True)
+        return False
+    record = Record(args.output_dir, name, args.tiny)
+    started = time.perf_counter()
+    bench = Bench.load(name, args.device, args.tiny, args.attention)
+    print(f"{name}: loaded in {time.perf_counter() - started:.0f} s", flush=True)
+    sizes = args.batch_sizes[:2] if args.tiny else args.batch_sizes
+    parts, whole = Parts(bench, args.images, args.sleep, sizes), True
+    for part in PARTS:
+        if part not in args.parts:
+            continue
+        if over():
+            print(f"{name}: {part} and what follows not begun, for the time is over", flush=True)
+            return False
+        started = time.perf_counter()
+        found = _tried(parts, part)
+        whole &= "failed" not in found
+        taken = {"took_seconds": time.perf_counter() - started}
+        record.add(part, {**found, **taken, "steps": bench.work.steps,
+                          "attention": args.attention, "machine": dict(stamp)})  # fmt: skip
+        for line in lines(part, record.found["parts"][part]):
+            print(f"{name:<17}{line}", flush=True)
+    held = list(bars(record.found))
+    print(table(f"{name}, all that is measured", unbarred(held) if args.tiny else held), flush=True)
+    return whole
+
+
+def _tried(parts: Parts, part: str) -> Measured:
+    """A part, or why it failed: what comes after it may not, and time on a GPU is dear."""
+    try:
+        return parts.measure(part)
+    except Exception as error:
+        traceback.print_exc()
+        return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     flags.add_argument("--pipelines", nargs="+", default=list(WORK), metavar="NAME")
-    flags.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    flags.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     flags.add_argument("--batch_sizes", nargs="+", type=int, default=list(SIZES), metavar="N")
     flags.add_argument("--images", type=int, default=0, help="of our run; default: 4 batches")
     flags.add_argument("--sleep", type=float, default=0.9, help="of a batch's time, by the judge")
+    flags.add_argument("--attention", default="default", help="as engine_args.attention")
+    flags.add_argument("--seconds", type=float, help="after which no part is begun")
     flags.add_argument("--device", default="cuda")
     flags.add_argument("--tiny", action="store_true", help="small models: only to see that it runs")
     flags.add_argument("--output_dir", type=Path, default=RESULTS)
     args = flags.parse_args(argv)
+    started = time.perf_counter()
     hush()
     try:
         for name in args.pipelines:
             if name not in WORK:
                 raise UserError(f"There is no '{name}' here: {did_you_mean(name, WORK)}")
-        device = choose_device(args.device)
+        args.device = choose_device(args.device)
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        tflops = matrix_tflops(args.device)
+        stamp = {**machine(args.device), "peak_tflops": PEAK, "matrix_tflops": tflops}
+        if tflops is not None:
+            print(f"a bf16 matrix product: {tflops:.0f} TFLOP/s; floors go by {PEAK:.0f}")
+        done = []
+        for name in args.pipelines:
+            done.append(
+                measure(
+                    name, args, stamp,
+                    lambda: args.seconds is not None
+                    and time.perf_counter() - started > args.seconds,
+                )
+            )  # fmt: skip
+            reset(args.device)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    sizes = args.batch_sizes[:2] if args.tiny else args.batch_sizes
-    for name in args.pipelines:
-        found = measure(name, device, args.tiny, args.ways, sizes, args.images, args.sleep)
-        content = json.dumps(found, indent=2) + "\n"
-        write_atomically(args.output_dir / f"gpu_{name}.json", content.encode())
-        reset(device)
-    return 0
+    return 0 if all(done) else 1
 
 
 if __name__ == "__main__":

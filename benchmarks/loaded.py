@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import gc
+import importlib.util
 import io
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import vlm
 from benchmarks.busy import Busy
+from benchmarks.device import fresh_compiler, graphs, peak_gb, reset, wait
 from benchmarks.floors import PEAK, WORK, Work
 from benchmarks.full_size import PIPELINES, Pipeline
 from benchmarks.judge import Sleeping
@@ -25,19 +27,21 @@ from experiment.plan import Plan
 from experiment.records import read_candidates
 from experiment.runner import Experiment, plan
 from experiment.store import RunStore
-from pipelines.compiling import compile_denoisers
-from pipelines.denoiser import Denoiser, denoisers
+from pipelines.compiling import compile_denoisers, undo
+from pipelines.denoiser import Decoded, Denoiser, denoisers
 from pipelines.memory import GB, Placement, needs_of
 from pipelines.memory_errors import free, out_of_memory
-from pipelines.placement import Residence
+from pipelines.placement import settle
+from utils import UserError
 from verifiers.base import Chosen
 
 PROMPTS = ("a red circle left of a blue square", "a green ring above a yellow star")
-PLACEMENT = Placement(vae="slicing")
 REPEATS = 3  # of a step, whose median is told
+SLEEPING = {"name": "benchmarks.judge:Sleeping"}
+QWEN = {"name": "benchmarks.vlm:RandomQwen", **vlm.OPTIONS}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bench:
     """A pipeline on its device, once in our denoiser and once as diffusers made it."""
 
@@ -48,23 +52,32 @@ class Bench:
     denoiser: Denoiser
     arguments: dict[str, Any]
     work: Work
+    way: str = "eager"  # or compiled
+    runs: int = 0  # each has prompts of its own, for those are remembered
 
     @classmethod
-    def load(cls, name: str, device: str, tiny: bool) -> Bench:
+    def load(cls, name: str, device: str, tiny: bool, attention: str = "default") -> Bench:
         pipeline, work = PIPELINES[name], WORK[name]
         if tiny:
             work = Work(work.row, work.around, steps=2, batch=2)
-        pipe = pipeline.make(tiny, device)
+        fresh_compiler()
+        pipe = pipeline.make(tiny, device, stays=True)
         arguments = {**pipeline.arguments(tiny), "num_inference_steps": work.steps}
-        residence = Residence(pipe, device, PLACEMENT)
+        residence = settle(pipe, device, arguments, work.batch, offload="none")
         encode = pipe.encode_prompt
         denoiser = Denoiser(pipe, arguments, residence)
         object.__setattr__(pipe, "plain_encode", encode)
+        _attend(denoiser, attention)
         return cls(name, device, tiny, pipe, denoiser, arguments, work)
 
     @property
     def pipeline(self) -> Pipeline:
         return PIPELINES[self.name]
+
+    @property
+    def placement(self) -> Placement:
+        assert self.denoiser.residence is not None
+        return self.denoiser.residence.placement
 
     def plain(self, images: int) -> dict[str, Any]:
         """The plain loop's seconds an image."""
@@ -83,18 +96,53 @@ class Bench:
         finally:
             object.__setattr__(self.pipe, "encode_prompt", remembering)
         assert self.denoiser.rows == before  # rows are counted within our own calls alone
-        return self._told(taken / images)
+        steps = self.denoiser.steps(PROMPTS[0])
+        rows = steps * self.denoiser.rows_each(PROMPTS[0])
+        return {**self._told(taken / images, rows), "images": images, "way": "eager"}
 
-    def ours(self, images: int, pause: float = 0.0) -> dict[str, Any]:
-        """Our run's seconds an image, peak memory, and how busy the device was."""
-        batch = self.work.batch
+    def ours(self, images: int) -> dict[str, Any]:
+        """Our run with a verifier that does nothing: seconds an image, and the peak of memory."""
+        verifier = Chosen(Sleeping(), "sleeping", "brightness")
+        reset(self.device)
+        others = self._others()
+        found = self._run(images, verifier, SLEEPING)
+        return {**found, **self._memory(self.work.batch, others)}
+
+    def elsewhere(self, images: int, pause: float) -> dict[str, Any]:
+        """Our run with a judge elsewhere that takes so many seconds a batch."""
         verifier = Chosen(Sleeping(pause), "sleeping", "brightness")
-        with tempfile.TemporaryDirectory() as root:
-            planned = self._planned(Path(root, "model"), images)
+        return {**self._run(images, verifier, SLEEPING), "sleep": pause}
+
+    def judged(self, images: int) -> dict[str, Any]:
+        """Our run with Qwen2.5-VL on the same device, which judges while nothing is denoised."""
+        started = time.perf_counter()
+        judge = vlm.judge(self.device, self.tiny)
+        wait(self.device)
+        loading = time.perf_counter() - started
+        size = (self.arguments["width"], self.arguments["height"])
+        alone = vlm.alone(judge, size, lambda: wait(self.device))
+        reset(self.device)
+        found = self._run(images, judge, QWEN, [judge.verifier.model])  # type: ignore[attr-defined]
+        peak = {"peak_gb": peak_gb(self.device)} if self.device.startswith("cuda") else {}
+        return {**found, **peak, "judge": {**alone, "loading_seconds": loading}}
+
+    def _run(
+        self,
+        images: int,
+        verifier: Chosen,
+        verifier_args: Mapping[str, Any],
+        judges: Sequence[torch.nn.Module] = (),
+    ) -> dict[str, Any]:
+        """Two prompts' searches, all in: encoding, denoising, decoding, judging, PNGs, journal."""
+        batch = self.work.batch
+        self._warm()
+        self.runs += 1
+        with tempfile.TemporaryDirectory() as root, self._decodings() as decoded:
+            planned = self._planned(Path(root, "model"), images, verifier_args)
             store = RunStore.create(root, planned.config)
             run = Experiment(planned.config, self.denoiser, verifier, {}, store, planned, batch)
-            reset(self.device)
-            with Busy(self.pipe) as busy, contextlib.redirect_stdout(io.StringIO()):
+            wait(self.device)
+            with Busy(self.pipe, judges) as busy, contextlib.redirect_stdout(io.StringIO()):
                 started = time.perf_counter()
                 run.run()
                 taken = time.perf_counter() - started
@@ -103,24 +151,65 @@ class Bench:
             **self._told(taken / len(rows), sum(row.rows for row in rows) / len(rows)),
             "images": len(rows),
             "batch_size": batch,
-            "busy_share": busy.share,
-            **self._memory(batch),
+            "way": self.way,
+            "unscored": sum(row.status != "ok" for row in rows),
+            # A decoder that overflows is asked twice, which random weights must not be charged for.
+            "decoded_again": sum(sum(each.again) for each in decoded),
+            **busy.told(),
         }
 
-    def _memory(self, batch: int) -> dict[str, float]:
-        """The peak since it was last set back and the plan's estimate, where torch counts it."""
+    def _warm(self) -> None:
+        """Kernels are chosen: a step of a batch, and its decoding."""
+        seeds = tuple(range(self.work.batch))
+        self.denoiser.warm_up(PROMPTS[0], len(seeds))
+        latents = self.denoiser.draw(PROMPTS[0], seeds).latents
+        steps = self.denoiser.steps(PROMPTS[0], len(seeds))
+        self.denoiser.decode(PROMPTS[0], latents, seeds, steps)
+
+    @contextlib.contextmanager
+    def _decodings(self) -> Iterator[list[Decoded]]:
+        """Within this block, what the denoiser decodes is noted."""
+        noted: list[Decoded] = []
+        decode = self.denoiser.decode
+
+        def noting(*args: Any, **kwargs: Any) -> Decoded:
+            noted.append(decode(*args, **kwargs))
+            return noted[-1]
+
+        self.denoiser.__dict__["decode"] = noting
+        try:
+            yield noted
+        finally:
+            del self.denoiser.__dict__["decode"]
+
+    def _others(self) -> float:
+        """GB on the device beside the pipeline's weights, before anything is made."""
+        if not self.device.startswith("cuda"):
+            return 0.0
+        weights = needs_of(self.pipe, self.arguments, 1).weights
+        return (torch.cuda.memory_allocated(self.device) - weights) / GB
+
+    def _memory(self, batch: int, others: float) -> dict[str, float]:
+        """The peak since it was last set back and the plan's estimate, where torch counts it.
+
+        others: GB that were there before, and are no part of the plan.
+        """
         if not self.device.startswith("cuda"):
             return {}
-        peak = torch.cuda.max_memory_allocated(self.device) / GB
-        expected = needs_of(self.pipe, self.arguments, batch).peak(PLACEMENT) / GB
-        return {"peak_gb": peak, "expected_peak_gb": expected}
+        expected = needs_of(self.pipe, self.arguments, batch).peak(self.placement) / GB
+        return {
+            "peak_gb": peak_gb(self.device) - others,
+            "expected_peak_gb": expected,
+            "others_gb": others,
+        }
 
     def batches(self, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Seconds a step of one image and peak memory, until a batch does not fit."""
         for size in sizes:
             reset(self.device)
+            others = self._others()
             try:
-                seconds, rows = self._step(size)
+                seconds, rows, again = self._step(size)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -129,12 +218,14 @@ class Bench:
             floor = None if self.tiny else rows * self.work.row / PEAK
             yield {
                 "batch_size": size,
+                "way": self.way,
                 "seconds_a_step": seconds,
                 "share_of_floor": None if floor is None else floor / seconds,
-                **self._memory(size),
+                "decoded_again": again,
+                **self._memory(size, others),
             }
 
-    def _step(self, size: int) -> tuple[float, float]:
+    def _step(self, size: int) -> tuple[float, float, int]:
         """Seconds of a step, and rows, for one image of so many; decoded once, for the memory."""
         seeds = tuple(range(size))
         drawn = self.denoiser.draw(PROMPTS[0], seeds)
@@ -147,59 +238,80 @@ class Bench:
             )
             wait(self.device)
             taken.append(time.perf_counter() - started)
-        self.denoiser.decode(PROMPTS[0], done.clean, seeds, self.denoiser.steps(PROMPTS[0]))
-        return statistics.median(taken[1:]) / size, done.rows / size
+        decoded = self.denoiser.decode(
+            PROMPTS[0], done.clean, seeds, self.denoiser.steps(PROMPTS[0])
+        )
+        return statistics.median(taken[1:]) / size, done.rows / size, sum(decoded.again)
 
-    def drafts(self, profile: str) -> dict[str, Any]:
-        """Seconds a draft of a batch takes by a profile, from its noise to its picture."""
-        batch, steps = self.work.batch, self.work.steps
-        seeds, prompt = tuple(range(batch)), PROMPTS[0]
+    def fp8(self) -> dict[str, Any]:
+        """Seconds of a draft by the profile `fp8`, from its noise to its picture."""
+        if self.device.startswith("cuda") and importlib.util.find_spec("torchao") is None:
+            return {"refused": "fp8 products need torchao: pip install torchao"}
+        started = time.perf_counter()
+        before = graphs()
+        self.denoiser.use_profile("fp8")
+        try:
+            if self.way == "compiled":
+                self._compile(self.denoiser.twins)
+            with self.denoiser.drafting(self.work.steps):
+                self.denoiser.warm_up(PROMPTS[0], self.work.batch)
+                wait(self.device)
+                ready = time.perf_counter() - started
+                seconds, rows = self._draft()
+            return {
+                **self._told(seconds, rows),
+                "batch_size": self.work.batch,
+                "way": self.way,
+                "ready_seconds": ready,
+                "quantized_layers": sum(map(_quantized, self.denoiser.twins)),
+                "graphs": graphs() - before,
+            }
+        finally:
+            self.denoiser.use_profile("exact")
+            reset(self.device)
+
+    def _draft(self) -> tuple[float, float]:
+        """Seconds and rows of an image of a batch."""
+        batch, prompt = self.work.batch, PROMPTS[0]
+        seeds, total = tuple(range(batch)), self.denoiser.steps(prompt, batch)
+        wait(self.device)
+        started = time.perf_counter()
         drawn = self.denoiser.draw(prompt, seeds)
-        taken = []
-        with self.denoiser.drafting(steps):
-            for _ in range(2):  # the first compiles, or chooses kernels
-                wait(self.device)
-                started = time.perf_counter()
-                total = self.denoiser.steps(prompt, batch)
-                done = self.denoiser.denoise(prompt, drawn.latents, seeds, drawn.step, total)
-                self.denoiser.decode(prompt, done.clean, seeds, total)
-                wait(self.device)
-                taken.append(time.perf_counter() - started)
-        told = self._told(taken[-1] / batch, done.rows / batch)
-        return {**told, "profile": profile, "batch_size": batch}
-
-    def use_profile(self, profile: str, *, compiled: bool = False) -> None:
-        self.denoiser.use_profile(profile)
-        self.denoiser.try_profile(PROMPTS[0])
-        if compiled:
-            self._compile(self.denoiser.twins)
+        done = self.denoiser.denoise(prompt, drawn.latents, seeds, drawn.step, total)
+        self.denoiser.decode(prompt, done.clean, seeds, total)
+        wait(self.device)
+        return (time.perf_counter() - started) / batch, done.rows / batch
 
     def compile(self) -> float:
         """Seconds that compiling takes, for the batch size of the runs."""
         started = time.perf_counter()
-        self._compile(denoisers(self.pipe))
-        self.denoiser.warm_up(PROMPTS[0], self.work.batch)
+        parts = denoisers(self.pipe)
+        try:
+            self._compile(parts)
+            self.denoiser.warm_up(PROMPTS[0], self.work.batch)
+        except BaseException:
+            undo(parts)
+            raise
         wait(self.device)
+        self.way = "compiled"
         return time.perf_counter() - started
 
     def _compile(self, parts: Sequence[torch.nn.Module]) -> None:
         compile_denoisers(parts, backend="eager" if self.tiny else "inductor")
 
-    def _told(self, seconds: float, rows: float | None = None) -> dict[str, Any]:
-        """Seconds an image beside its floor; rows as measured, else one or two a step."""
-        if rows is None:
-            rows = self.work.steps * self.denoiser.rows_each(PROMPTS[0])
+    def _told(self, seconds: float, rows: float) -> dict[str, Any]:
+        """Seconds an image beside the floor of so many rows."""
         floor = None if self.tiny else self.work.floor(rows)
         share = None if floor is None else floor / seconds
         return {"seconds_an_image": seconds, "floor": floor, "share_of_floor": share}
 
-    def _planned(self, folder: Path, images: int) -> Plan:
+    def _planned(self, folder: Path, images: int, verifier: Mapping[str, Any]) -> Plan:
         """Two prompts, each with half of the images in rounds of a batch."""
         folder.mkdir()
         self.pipeline.write(folder, tiny=self.tiny)
         rounds = max(1, images // (2 * self.work.batch))
         prompts = folder / "prompts.txt"
-        prompts.write_text("\n".join(PROMPTS))
+        prompts.write_text("\n".join(f"{self.runs}: {text}" for text in PROMPTS))
         search = {"search_method": "benchmarks.loop:Filled", "size": self.work.batch}
         return plan(
             parse_config(
@@ -208,22 +320,28 @@ class Bench:
                     "torch_dtype": "fp32" if self.device == "cpu" else self.pipeline.dtype,
                     "pipeline_call_args": self.arguments,
                     "search_args": {**search, "search_rounds": rounds},
-                    "verifier_args": {"name": "benchmarks.judge:Sleeping"},
+                    "verifier_args": dict(verifier),
                     "prompts": str(prompts),
                     "num_prompts": "all",
-                    "engine_args": {"device": self.device},
+                    "engine_args": {"device": self.device, "prompts_at_once": 2},
                 }
             )
         )
 
 
-def wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
+def _attend(denoiser: Any, attention: str) -> None:
+    """The attention of our runs; the plain loop keeps torch's own."""
+    if attention == "default":
+        return
+    if not hasattr(denoiser, "use_attention"):
+        raise UserError("Denoisers have no choice of attention here: leave out --attention.")
+    denoiser.use_attention(attention)
 
 
-def reset(device: str) -> None:
-    gc.collect()
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+def _quantized(model: torch.nn.Module) -> int:
+    """Layers whose weights are kept in fewer bits, as a tensor of their own kind or as fp8."""
+    weights = (getattr(layer, "weight", None) for layer in model.modules())
+    return sum(
+        hasattr(w, "__tensor_flatten__") or getattr(w, "dtype", None) == torch.float8_e4m3fn
+        for w in weights
+    )

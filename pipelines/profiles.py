@@ -124,8 +124,13 @@ def _in_fp8(model: Any) -> nn.Module:
         stored_in_fp8(twin, model.dtype)
         return twin
     torchao: Any = importlib.import_module("torchao.quantization")
-    per_row = torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
-    torchao.quantize_(twin, per_row)
+    # A scale a row is finer, and torchao has it for bf16 alone.
+    bf16 = model.dtype == torch.bfloat16
+    products = torchao.Float8DynamicActivationFloat8WeightConfig(
+        granularity=torchao.PerRow() if bf16 else torchao.PerTensor(),
+        set_inductor_config=False,  # it holds for the whole process: exact images are compiled too
+    )
+    torchao.quantize_(twin, products)
     return twin
 
 

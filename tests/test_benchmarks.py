@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import floors, gpu, parallel, shapes
+from benchmarks import floors, parallel, shapes
 from benchmarks.figures import figure, table, unbarred
 from benchmarks.loop import main
 
@@ -120,18 +120,3 @@ def test_a_floor_is_the_arithmetic_of_an_image() -> None:
     flux = floors.WORK["flux.1-dev"]
     assert flux.floor(50) == pytest.approx(4.727, abs=1e-3)
     assert floors.WORK["sd1.5"].floor(100) == pytest.approx(0.105, abs=1e-3)
-
-
-@pytest.mark.slow
-def test_the_gpu_benchmark_runs_on_small_models(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert gpu.main(["--tiny", "--device", "cpu", "--output_dir", str(tmp_path)]) == 0
-    assert "busy" in capsys.readouterr().out
-    for name in floors.WORK:
-        found = json.loads((tmp_path / f"gpu_{name}.json").read_text())
-        for way in gpu.WAYS:
-            assert [each["batch_size"] for each in found[way]["batches"]] == [1, 2]
-            assert found[way]["ours"]["images"] == 8
-            assert 0 < found[way]["ours"]["busy_share"] <= 1
-            assert found[way]["ours"]["share_of_floor"] is None  # that of the full size

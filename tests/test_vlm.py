@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import vlm as random_qwen
 from tests.tiny_vlm import SAVE, items, loaded, save_qwen2_5
 from utils import UserError
 from verifiers import build_verifier, qwen, rubric
@@ -223,3 +224,13 @@ def test_a_model_without_a_chat_template_is_refused(checkpoint: str, tmp_path: P
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": None}))
     with pytest.raises(UserError, match="no chat template"):
         loaded(Vqa, str(tmp_path))
+
+
+def test_a_judge_of_random_weights_gives_scores_alone() -> None:
+    judge = random_qwen.judge("cpu", tiny=True)
+    judge.verifier.batch_size = 2  # type: ignore[attr-defined]
+    found = random_qwen.alone(judge, (56, 56), lambda: None)
+    assert found["unscored"] == 0 and 40 < found["answered_tokens"] < 120
+    assert found["asked_tokens"] > 500  # the rubric
+    (score,) = judge.score([Item(Image.new("RGB", (56, 56)), "a red circle")])
+    assert 0 <= score.value <= 10

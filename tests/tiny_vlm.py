@@ -8,30 +8,18 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
 
+from benchmarks.vlm import END, PAD, SPECIAL, TEMPLATE, learned_tokenizer, vision_tokens
 from verifiers.base import Item
 from verifiers.rubric import Rubric
 
-END, PAD = "<|im_end|>", "<|endoftext|>"
-SPECIAL = [PAD, "<|im_start|>", END, "<|vision_start|>", "<|vision_end|>"]
-SPECIAL += ["<|image_pad|>", "<|video_pad|>"]
 TRICKY = f"ten {END} <|image_pad|> \x00 \ud800 猫"  # a prompt must not end its turn
-TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 WILD = 0.5  # weights large enough for answers that depend on what is shown
 VISION = {
     "depth": 2,
@@ -43,25 +31,10 @@ VISION = {
 }
 
 
-def tiny_tokenizer(vocabulary: int = 900) -> Qwen2Tokenizer:
+def tiny_tokenizer(vocabulary: int = 900) -> Any:
     """Byte-level pieces learned from the rubric itself, so that questions stay short."""
-    learned = Tokenizer(models.BPE())
-    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False
-    )
     texts = [Rubric.read(None, "full").system, *["Yes No yes no Does this figure show"] * 40]
-    learned.train_from_iterator(texts, trainer)
-    model = json.loads(learned.to_str())["model"]
-    merges = [tuple(merge) for merge in model["merges"]]
-    return Qwen2Tokenizer(
-        vocab=model["vocab"],
-        merges=merges,
-        eos_token=END,
-        pad_token=PAD,
-        extra_special_tokens=SPECIAL,
-    )
+    return learned_tokenizer(texts, vocabulary)
 
 
 def save_qwen2_5(folder: Path) -> Path:
@@ -69,7 +42,7 @@ def save_qwen2_5(folder: Path) -> Path:
     tokenizer, ids = _tokens()
     text = _text(tokenizer, ids, {"mrope_section": [1, 1, 2]})
     vision = {**VISION, "fullatt_block_indexes": [1]}
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_vision_tokens(ids))
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **vision_tokens(tokenizer))
     pixels = {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "merge_size": 2}
     kinds = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "any"}
     _save(Qwen2_5_VLForConditionalGeneration, config, tokenizer, folder)
@@ -86,7 +59,7 @@ def save_qwen3(folder: Path) -> Path:
     text = {**_text(tokenizer, ids, rope), "head_dim": 8}
     deep = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
     config = Qwen3VLConfig(
-        text_config=text, vision_config={**VISION, **deep}, **_vision_tokens(ids)
+        text_config=text, vision_config={**VISION, **deep}, **vision_tokens(tokenizer)
     )
     size = {"longest_edge": 16777216, "shortest_edge": 4096}
     kinds = {"image_processor_type": "Qwen2VLImageProcessorFast", "size": size}
@@ -115,12 +88,6 @@ def _text(tokenizer: Any, ids: dict[str, int], rope: dict[str, Any]) -> dict[str
         "initializer_range": WILD,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **rope},
     }
-
-
-def _vision_tokens(ids: dict[str, int]) -> dict[str, int]:
-    names = ("image", "video", "vision_start", "vision_end")
-    tokens = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-    return {f"{name}_token_id": ids[token] for name, token in zip(names, tokens, strict=True)}
 
 
 def _save(build: Any, config: Any, tokenizer: Any, folder: Path) -> None:

@@ -80,9 +80,12 @@ class VlmVerifier(BaseVerifier):
             )
 
     def load(self, device: str) -> None:
+        self._vlm = self._loaded(self.device or device)
+
+    def _loaded(self, device: str) -> Vlm:
         pixels = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         limits = {name: value for name, value in pixels.items() if value is not None}
-        self._vlm = load_vlm(self.model_name, self.device or device, self.dtype, limits)
+        return load_vlm(self.model_name, device, self.dtype, limits)
 
     def offload(self) -> None:
         """Leave the accelerator to others; `score` comes back by itself."""
@@ -146,7 +149,13 @@ def load_vlm(name: str, device: str, dtype: str, limits: dict[str, int]) -> Vlm:
         raise UserError(
             f"The vision-language model '{checkpoint}' cannot be loaded: {_reason(error)}."
         ) from error
-    model = from_pretrained(AutoModelForImageTextToText, checkpoint, dtype)
+    return set_up(
+        from_pretrained(AutoModelForImageTextToText, checkpoint, dtype), processor, device
+    )
+
+
+def set_up(model: Any, processor: Any, device: str) -> Vlm:
+    """The model on its device, ready to answer."""
     _use_flash_attention(model, device)
     _answer_plainly(model, processor.tokenizer)
     return Vlm(model.to(device), processor, device)
