@@ -11,6 +11,7 @@ from pipelines.denoiser import Denoiser
 from pipelines.loading import choose_device
 from pipelines.placement import Residence
 from verifiers.base import Chosen, Item, Score
+from verifiers.turns import taking
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,15 @@ class Guest(Chosen):
 
 @dataclass(frozen=True)
 class Neighbor(Chosen):
-    """A verifier beside the pipeline, who judges while nothing is being denoised."""
+    """A verifier beside the pipeline, whose model works while nothing is being denoised."""
 
     turn: AbstractContextManager[object]
+    _asked: threading.RLock = field(  # processors of pictures and texts are for one thread each
+        default_factory=threading.RLock, init=False, repr=False, compare=False
+    )
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        with self.turn:
+        with self._asked, taking(self.turn) if self.takes_turns else self.turn:
             return super().score(items)
 
     def chose(self, item: Item) -> None:

@@ -49,6 +49,10 @@ class LaionAesthetic(BaseVerifier):
     _processor: Any = field(default=None, init=False, repr=False)
     _head: Any = field(default=None, init=False, repr=False)
 
+    @property
+    def takes_turns(self) -> bool:
+        return True
+
     def check(self) -> None:
         find_checkpoint(self.model_name)
         find_file(self.head_name, FILES)

@@ -72,7 +72,8 @@ class Verifier(Protocol):
     preview_noise: the share of noise at which it wants a preview of each finished candidate; None
     for no preview. pooled: its scores' values depend on the other candidates of the prompt, and
     `pool_values` tells them. remote: another process does the work, so that it needs no room here
-    and may be asked while this one is busy, by several threads at once.
+    and may be asked while this one is busy, by several threads at once. takes_turns: it needs the
+    device only within `verifiers.turns.on_device`, and may be asked while others use it.
     """
 
     metrics: ClassVar[tuple[str, ...]]
@@ -88,6 +89,9 @@ class Verifier(Protocol):
 
     @property
     def remote(self) -> bool: ...
+
+    @property
+    def takes_turns(self) -> bool: ...
 
     def check(self) -> None:
         """Raise `UserError` for options that cannot work; loads nothing."""
@@ -131,6 +135,10 @@ class BaseVerifier:
 
     @property
     def remote(self) -> bool:
+        return False
+
+    @property
+    def takes_turns(self) -> bool:
         return False
 
     def check(self) -> None:
@@ -190,6 +198,10 @@ class Chosen:
     @property
     def remote(self) -> bool:
         return self.verifier.remote
+
+    @property
+    def takes_turns(self) -> bool:
+        return self.verifier.takes_turns
 
     @property
     def ordinal(self) -> bool:

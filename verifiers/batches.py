@@ -11,6 +11,7 @@ from torch import Tensor
 from utils import UserError
 from verifiers.base import Item, Score
 from verifiers.checkpoints import DTYPES
+from verifiers.turns import on_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,8 +47,8 @@ def score_batches(
         batch = items[begin : begin + batch_size]
         prepared = [_prepared(item.media, prepare) for item in batch]
         good = {i: made for i, made in enumerate(prepared) if isinstance(made, Tensor)}
-        with torch.no_grad():
-            prompts = [batch[i].prompt for i in good]
+        prompts = [batch[i].prompt for i in good]
+        with on_device(), torch.no_grad():
             values = judge(torch.stack(list(good.values())), prompts).tolist() if good else []
         found = dict(zip(good, values, strict=True))
         scores += [

@@ -86,6 +86,10 @@ class ClipScore(BaseVerifier):
 
     _clip: Any = field(default=None, init=False, repr=False)
 
+    @property
+    def takes_turns(self) -> bool:
+        return True
+
     def check(self) -> None:
         find_checkpoint(self.model_name)
         check_model_options(self.batch_size, self.dtype)

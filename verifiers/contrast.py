@@ -29,6 +29,10 @@ class Contrast(BaseVerifier):
 
     metrics: ClassVar[tuple[str, ...]] = ("contrast",)
 
+    @property
+    def takes_turns(self) -> bool:
+        return True
+
     def score(self, items: Sequence[Item]) -> list[Score]:
         # One at a time: their sizes may differ, and there is no model to keep busy.
         return score_batches(

@@ -68,6 +68,10 @@ class Ensemble(BaseVerifier):
         return all(member.remote for member in self._members.values())
 
     @property
+    def takes_turns(self) -> bool:
+        return all(member.takes_turns for member in self._members.values())
+
+    @property
     def ordinal(self) -> bool:
         return self.combine == "rank"
 

@@ -68,6 +68,10 @@ class Hpsv2(BaseVerifier):
     _clip: Any = field(default=None, init=False, repr=False)
     _framing: Any = field(default=None, init=False, repr=False)
 
+    @property
+    def takes_turns(self) -> bool:
+        return True
+
     def check(self) -> None:
         if self.version not in FILES:
             raise UserError(f"verifier_args.version is v2.1 or v2, not '{self.version}'.")

@@ -64,6 +64,10 @@ class ImageReward(BaseVerifier):
     _tokenizer: Any = field(default=None, init=False, repr=False)
     _framing: Any = field(default=None, init=False, repr=False)
 
+    @property
+    def takes_turns(self) -> bool:
+        return True
+
     def check(self) -> None:
         find_file(self.model_name, FILES)
         find_checkpoint(self.tokenizer_name)

@@ -37,6 +37,10 @@ class PickScore(BaseVerifier):
 
     _clip: Any = field(default=None, init=False, repr=False)
 
+    @property
+    def takes_turns(self) -> bool:
+        return True
+
     def check(self) -> None:
         find_checkpoint(self.model_name)
         find_checkpoint(self._processor())

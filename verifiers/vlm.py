@@ -8,6 +8,7 @@ from typing import Any
 
 from utils import UserError, find_checkpoint
 from verifiers.base import BaseVerifier, Item, Score
+from verifiers.turns import on_device
 
 
 @dataclass
@@ -79,6 +80,10 @@ class VlmVerifier(BaseVerifier):
                 "verifier_args.min_pixels is at least 1, and max_pixels at least min_pixels."
             )
 
+    @property
+    def takes_turns(self) -> bool:
+        return True
+
     def load(self, device: str) -> None:
         self._vlm = self._loaded(self.device or device)
 
@@ -111,7 +116,8 @@ class VlmVerifier(BaseVerifier):
                 why = f"The image cannot be shown to the model: {_reason(error)}"
                 return [Score.missing(why, "invalid_image")]
             return [score for item in items for score in self._batch([item])]
-        return self._answers(inputs)
+        with on_device():
+            return self._answers(inputs)
 
     def _inputs(self, items: Sequence[Item]) -> Any:
         """The model's inputs for a batch."""
