@@ -7,12 +7,10 @@ business. Encoded prompts are remembered, rows through the denoiser are counted 
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import logging
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pipelines.attention import preferring
+from pipelines.encoding import Encodings
 from pipelines.guidance import guiding
 from pipelines.labels import asked_class, by_class, class_count, class_number
 from pipelines.layout import Layout, index_noise
@@ -35,8 +34,6 @@ from pipelines.window import Halt, StepWindow, Stretch, window
 from utils import UserError
 
 logger = logging.getLogger(__name__)
-
-ENCODED_PROMPTS = 16  # remembered: for each batch size in use a prompt, often a negative one too
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ class Denoiser:
         self._seen_between_steps = False
         self.singly = False  # pictures are decoded one by one, for there was no room for more
         self._running: StepWindow | None = None
-        self._encoded: OrderedDict[Any, Any] = OrderedDict()
+        self._encodings: Encodings | None = None
         self.attention = "default"
         self._drafting = False
         self._cheap: Profile | None = None  # how drafts are denoised
@@ -112,8 +109,8 @@ class Denoiser:
         self._halt_at_forward = False
         pipe.set_progress_bar_config(disable=True)
         if hasattr(pipe, "encode_prompt"):
-            encode = _remembered(pipe.encode_prompt, self._encoded, residence)
-            object.__setattr__(pipe, "encode_prompt", encode)
+            self._encodings = Encodings(pipe.encode_prompt, residence)
+            object.__setattr__(pipe, "encode_prompt", self._encodings)
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):
                 module.requires_grad_(False)  # only latents are ever differentiated
@@ -158,8 +155,8 @@ class Denoiser:
 
     def use_attention(self, name: str) -> None:
         """Call the pipeline with this attention first from now on, its text encoders too."""
-        if name != self.attention:
-            self._encoded.clear()
+        if name != self.attention and self._encodings is not None:
+            self._encodings.forget()
         self.attention = name
 
     def use_profile(
@@ -526,44 +523,3 @@ def _only(name: str, value: Any) -> Any:
             f"'{name}' in pipeline_call_args holds {len(value)} values for one prompt: give one."
         )
     return value[0]
-
-
-def _remembered(
-    encode: Any, memory: OrderedDict[Any, Any], residence: Residence | None = None
-) -> Any:
-    """`encode_prompt` that runs the text encoders once for the same arguments."""
-
-    @functools.wraps(encode)
-    def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-        key = _frozen((args, kwargs))
-        if key in memory:
-            memory.move_to_end(key)
-        else:
-            with torch.no_grad():
-                memory[key] = encode(*args, **kwargs)
-            if residence is not None:
-                residence.encoded()
-            if len(memory) > ENCODED_PROMPTS:
-                memory.popitem(last=False)
-        return memory[key]
-
-    return encode_prompt
-
-
-def _frozen(value: Any) -> Any:
-    """A hashable image of call arguments; tensors and pictures count by their content."""
-    if isinstance(value, Mapping):
-        return tuple((name, _frozen(v)) for name, v in sorted(value.items()))
-    if isinstance(value, list | tuple):
-        return tuple(_frozen(v) for v in value)
-    if isinstance(value, Tensor):
-        bits = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-        return (value.shape, value.dtype, hashlib.sha256(bits.numpy().tobytes()).digest())
-    if hasattr(value, "tobytes"):  # PIL images, numpy arrays
-        size = getattr(value, "size", None), getattr(value, "shape", None)
-        return (type(value), size, hashlib.sha256(value.tobytes()).digest())
-    try:
-        hash(value)
-    except TypeError:
-        return object()  # equal to nothing else, so never taken for another
-    return value

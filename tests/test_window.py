@@ -33,7 +33,8 @@ from diffusers import (
 )
 from PIL import Image
 
-from pipelines.denoiser import Denoiser, _remembered, denoisers
+from pipelines.denoiser import Denoiser, denoisers
+from pipelines.encoding import Encodings
 from pipelines.window import StepWindow, Stretch, _substituted
 from tests.families import FAMILIES, PROMPT, Family
 from utils import UserError
@@ -566,7 +567,7 @@ def test_a_schedule_cut_short_by_an_argument_is_refused() -> None:
 
 def test_encodings_are_remembered_by_content_and_forgotten_by_age() -> None:
     calls: list[Any] = []
-    encode = _remembered(lambda *args, **kwargs: calls.append(args) or len(calls))
+    encode = Encodings(lambda *args, **kwargs: calls.append(args) or len(calls))
     for _ in range(2):  # equal, not identical: an edited picture is prepared anew in each call
         assert encode([PROMPT], torch.ones(2, dtype=torch.bfloat16)) == 1
         assert encode([PROMPT], torch.zeros(2, dtype=torch.bfloat16)) == 2
