@@ -136,6 +136,23 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+def append_whole(path: Path, data: bytes) -> None:
+    """Add to a file all of it or nothing; it is on disk when this returns."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        before = os.fstat(handle).st_size
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+            os.fsync(handle)
+        except BaseException:
+            os.ftruncate(handle, before)  # else the next line would be added to a part of one
+            raise
+    finally:
+        os.close(handle)
+
+
 def png_bytes(image: Image) -> bytes:
     """PNG at compression level 1: the same pixels 4 times faster than level 6, 11 % larger."""
     buffer = io.BytesIO()

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from utils import UserError, write_atomically
+from utils import UserError, append_whole, write_atomically
 
 _SEAL = re.compile(rb', "crc32": "([0-9a-f]{8})"\}$')
 FORMAT = "format"  # a key of lines that have a checksum
@@ -60,11 +60,13 @@ class LineFile:
         return found
 
     def append(self, content: Mapping[str, Any]) -> None:
-        """Add a line; it is on disk when this returns."""
-        with open(self.path, "ab") as file:
-            file.write(self._closed(content))
-            file.flush()
-            os.fsync(file.fileno())
+        """Add a line; it is on disk when this returns, or not there where this raises."""
+        before = self._crc
+        try:
+            append_whole(self.path, self._closed(content))
+        except BaseException:
+            self._crc = before
+            raise
 
     def rewrite(self, contents: Iterable[Mapping[str, Any]]) -> None:
         self._crc = 0

@@ -15,7 +15,7 @@ from experiment.config import ExperimentConfig, ExportArgs
 from experiment.prompts import Prompt
 from experiment.records import CANDIDATES, STATE, SUMMARY
 from experiment.rows import Sum, kept_rows, sum_of
-from utils import UserError, path_part, png_bytes, write_atomically
+from utils import UserError, append_whole, path_part, png_bytes, write_atomically
 from verifiers.base import metric_name
 
 if TYPE_CHECKING:
@@ -104,10 +104,8 @@ class RunStore:
     def append_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of one prompt for `candidates.jsonl`, on disk when this returns."""
         index, data = rows[0]["prompt_index"], b"".join(map(_row, rows))
-        with self._turn, open(self.rows_path(index), "ab") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with self._turn:
+            append_whole(self.rows_path(index), data)
         self._rows[index] = sum_of(data, self._rows.get(index, (0, 0)))
 
     @property
