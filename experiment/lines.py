@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from utils import UserError, append_whole, write_atomically
+from utils import UserError, append_whole, settle, write_atomically
 
 _SEAL = re.compile(rb', "crc32": "([0-9a-f]{8})"\}$')
 FORMAT = "format"  # a key of lines that have a checksum
@@ -69,8 +69,10 @@ class LineFile:
             raise
 
     def rewrite(self, contents: Iterable[Mapping[str, Any]]) -> None:
+        """Put these lines in place of all; they are on disk when this returns."""
         self._crc = 0
         write_atomically(self.path, b"".join(map(self._closed, contents)))
+        settle(self.path.parent)
 
     def damaged(self, number: int) -> str:
         return f"Line {number} of {self.path} is damaged: restore the file, or {self._remedy}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import threading
@@ -15,7 +14,7 @@ from experiment.config import ExperimentConfig, ExportArgs
 from experiment.prompts import Prompt
 from experiment.records import CANDIDATES, STATE, SUMMARY
 from experiment.rows import Sum, kept_rows, sum_of
-from utils import UserError, append_whole, path_part, png_bytes, write_atomically
+from utils import UserError, append_whole, path_part, png_bytes, settle, write_atomically
 from verifiers.base import metric_name
 
 if TYPE_CHECKING:
@@ -95,7 +94,11 @@ class RunStore:
         write_atomically(self.folder / name, _json(content))
 
     def write_summary(self, content: Any) -> None:
+        """The run has ended: the names of all else are on disk before the summary's is, and that
+        one when this returns."""
+        settle(self.folder)
         self.write_json(SUMMARY, content)
+        settle(self.folder)
 
     def rows_path(self, index: int) -> Path:
         """Where the rows of a prompt go."""
@@ -193,14 +196,9 @@ class RunStore:
         self._sums[name] = sum_of(self.check(name, expected, remedy))
 
     def settle_names(self) -> None:
-        """Have the names of new files on disk too, as far as the file system can promise that."""
-        for folder in (self.folder, self.state):
-            handle = os.open(folder, os.O_RDONLY)
-            try:
-                with contextlib.suppress(OSError):  # some know no such promise
-                    os.fsync(handle)
-            finally:
-                os.close(handle)
+        """Have the names of new files on disk too."""
+        settle(self.folder)
+        settle(self.state)
 
     def name(self, prompt: Prompt, round: int, seed: int, suffix: str) -> str:
         return f"{prompt.stem}_i@{round}_s@{seed}{suffix}"
