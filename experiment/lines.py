@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from experiment.lock import refuse_lost
 from utils import UserError, append_whole, settle, write_atomically
 
 _SEAL = re.compile(rb', "crc32": "([0-9a-f]{8})"\}$')
@@ -55,12 +56,14 @@ class LineFile:
             found.append((number, content))
             whole += len(line) + 1
         if whole < len(data):
+            refuse_lost()
             os.truncate(self.path, whole)
         self._sealed |= not found
         return found
 
     def append(self, content: Mapping[str, Any]) -> None:
         """Add a line; it is on disk when this returns, or not there where this raises."""
+        refuse_lost()
         before = self._crc
         try:
             append_whole(self.path, self._closed(content))
@@ -70,6 +73,7 @@ class LineFile:
 
     def rewrite(self, contents: Iterable[Mapping[str, Any]]) -> None:
         """Put these lines in place of all; they are on disk when this returns."""
+        refuse_lost()
         self._crc = 0
         write_atomically(self.path, b"".join(map(self._closed, contents)))
         settle(self.path.parent)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiment.config import ExperimentConfig, ExportArgs
+from experiment.lock import refuse_lost
 from experiment.prompts import Prompt
 from experiment.records import CANDIDATES, STATE, SUMMARY
 from experiment.rows import Sum, kept_rows, sum_of
@@ -58,7 +59,10 @@ def time_stamp() -> str:
 
 
 class RunStore:
-    """One run's folder, below output/<model>/<verifier>/<metric>/."""
+    """One run's folder, below output/<model>/<verifier>/<metric>/.
+
+    A process that has lost its lock on the folder writes nothing to it: `Lost` is raised instead.
+    """
 
     def __init__(self, folder: Path, export: ExportArgs) -> None:
         self.folder = folder
@@ -91,6 +95,7 @@ class RunStore:
 
     def write_json(self, name: str, content: Any) -> None:
         """A JSON file in the run folder; what cannot be a JSON number must be null by now."""
+        refuse_lost()
         write_atomically(self.folder / name, _json(content))
 
     def write_summary(self, content: Any) -> None:
@@ -107,6 +112,7 @@ class RunStore:
     def append_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of one prompt for `candidates.jsonl`, on disk when this returns."""
         index, data = rows[0]["prompt_index"], b"".join(map(_row, rows))
+        refuse_lost()
         with self._turn:
             append_whole(self.rows_path(index), data)
         self._rows[index] = sum_of(data, self._rows.get(index, (0, 0)))
@@ -123,6 +129,7 @@ class RunStore:
         done: by index, the sum of a prompt's rows where it is known. A last row that an
         interruption cut short is dropped; damage elsewhere is an error.
         """
+        refuse_lost()
         path = self.folder / CANDIDATES
         before = path.read_bytes() if path.exists() else b""
         rows = kept_rows(path, before, done)
@@ -172,6 +179,7 @@ class RunStore:
 
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         data = save(plain)
+        refuse_lost()
         write_atomically(self.state / name, data)
         return sum_of(data)
 
@@ -237,6 +245,7 @@ class RunStore:
 
     def _written(self, name: str, data: bytes) -> str:
         """Write a result's file whole, and know it again."""
+        refuse_lost()
         write_atomically(self.folder / name, data)
         self._sums[name] = sum_of(data)
         return name
