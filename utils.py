@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -134,6 +135,35 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def append_whole(path: Path, data: bytes) -> None:
+    """Add to a file all of it or nothing; it is on disk when this returns, under its name."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        before = os.fstat(handle).st_size
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+            os.fsync(handle)
+        except BaseException:
+            os.ftruncate(handle, before)  # else the next line would be added to a part of one
+            raise
+    finally:
+        os.close(handle)
+    if not before:
+        settle(path.parent)
+
+
+def settle(folder: Path) -> None:
+    """Have the names of new files on disk too, as far as the file system can promise that."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some know no such promise
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def png_bytes(image: Image) -> bytes:

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from utils import UserError, write_atomically
+from experiment.lock import refuse_lost
+from utils import UserError, append_whole, settle, write_atomically
 
 _SEAL = re.compile(rb', "crc32": "([0-9a-f]{8})"\}$')
 FORMAT = "format"  # a key of lines that have a checksum
@@ -55,20 +56,27 @@ class LineFile:
             found.append((number, content))
             whole += len(line) + 1
         if whole < len(data):
+            refuse_lost()
             os.truncate(self.path, whole)
         self._sealed |= not found
         return found
 
     def append(self, content: Mapping[str, Any]) -> None:
-        """Add a line; it is on disk when this returns."""
-        with open(self.path, "ab") as file:
-            file.write(self._closed(content))
-            file.flush()
-            os.fsync(file.fileno())
+        """Add a line; it is on disk when this returns, or not there where this raises."""
+        refuse_lost()
+        before = self._crc
+        try:
+            append_whole(self.path, self._closed(content))
+        except BaseException:
+            self._crc = before
+            raise
 
     def rewrite(self, contents: Iterable[Mapping[str, Any]]) -> None:
+        """Put these lines in place of all; they are on disk when this returns."""
+        refuse_lost()
         self._crc = 0
         write_atomically(self.path, b"".join(map(self._closed, contents)))
+        settle(self.path.parent)
 
     def damaged(self, number: int) -> str:
         return f"Line {number} of {self.path} is damaged: restore the file, or {self._remedy}."

@@ -15,11 +15,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from experiment.stops import Stopped
 from utils import UserError
 
 NAME = ".lock"
 BEAT = 20.0  # seconds between signs of life
 DEAD = 300.0  # seconds without one, after which an owner on another machine counts as gone
+
+
+_held: dict[int, Path] = {}  # the locks of this process: their paths by handle
+
+
+class Lost(Stopped):
+    """Another process has taken this one's lock over: nothing more may be written."""
 
 
 class Held(UserError):
@@ -42,14 +50,31 @@ def locked(folder: Path, name: str = NAME) -> Iterator[None]:
         _refuse_owner(path, handle)
         os.truncate(handle, 0)
         os.pwrite(handle, json.dumps(_this_process()).encode(), 0)
-        with _beating(handle):
+        _held[handle] = path
+        with _beating(path, handle):
             try:
                 yield
             finally:
-                if _owner(handle) == _this_process():
+                if _is_mine(path, handle):
                     path.unlink(missing_ok=True)
     finally:
+        _held.pop(handle, None)
         os.close(handle)
+
+
+def refuse_lost() -> None:
+    """Raise `Lost` if any lock of this process is another's by now: asked before each write.
+
+    So it may be after a process was suspended for long, or the file system was out of its reach.
+    """
+    for handle, path in list(_held.items()):
+        if not _is_mine(path, handle):
+            owner = _named(_owner(handle)) if _is_there(path, handle) else "Another process"
+            raise Lost(f"{owner} has taken over {path.parent}: this one writes nothing more there.")
+
+
+def _is_mine(path: Path, handle: int) -> bool:
+    return _is_there(path, handle) and _owner(handle) == _this_process()
 
 
 @contextmanager
@@ -73,13 +98,13 @@ def _this_process() -> dict[str, Any]:
 
 
 @contextmanager
-def _beating(handle: int) -> Iterator[None]:
-    """Touch the lock file while this lasts; who finds it taken over is to end."""
+def _beating(path: Path, handle: int) -> Iterator[None]:
+    """Touch the lock file while this lasts; who finds it taken over asks for the run's end."""
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(BEAT):
-            if _owner(handle) != _this_process():  # suspended so long that it was given up
+            if not _is_mine(path, handle):
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             os.utime(handle)
@@ -160,8 +185,11 @@ def _owner(handle: int) -> dict[str, Any]:
 
 
 def _refusal(path: Path, owner: dict[str, Any]) -> str:
-    pid, host = owner.get("pid", "unknown"), owner.get("host", "an unknown host")
     return (
-        f"Process {pid} on {host} is working in {path.parent}: wait for it, or, if it is gone,"
+        f"{_named(owner)} is working in {path.parent}: wait for it, or, if it is gone,"
         f" delete {path}."
     )
+
+
+def _named(owner: dict[str, Any]) -> str:
+    return f"Process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown host')}"

@@ -13,7 +13,7 @@ from experiment.pictures import from_tensors, to_tensors
 from experiment.prompts import Prompt
 from experiment.rows import Sum, as_sum
 from experiment.store import RunStore
-from utils import UserError
+from utils import UserError, settle
 
 DONE = "done.jsonl"
 REMEDY = f"delete its prompt's line of state/{DONE} to search for that prompt anew"
@@ -42,6 +42,7 @@ class Progress:
     ) -> None:
         """A prompt is done; what its search needs to go on may be removed."""
         files, rows = self._store.written(prompt)
+        settle(self._store.folder)  # the line must not outlive a power cut that they do not
         self._note(
             {
                 "summary": summary,
@@ -78,6 +79,7 @@ class Progress:
         """Keep a prompt's chosen video to the last bit, for verifiers that judge whole sets."""
         if isinstance(media, list):
             self._store.write_tensors(_chosen(index), to_tensors([media]))
+            settle(self._store.state)
 
     def chosen(self, index: int) -> Any:
         """A prompt's chosen image or video; None if it has none."""
@@ -175,7 +177,8 @@ def refuse_changed(store: RunStore, files: Mapping[str, Sum]) -> None:
 
 
 def remove_state(store: RunStore) -> None:
-    """The run is finished, and its summary says so."""
+    """The run is finished, and its summary says so, also after a power cut."""
+    settle(store.folder)
     shutil.rmtree(store.state, ignore_errors=True)
 
 

@@ -34,7 +34,10 @@ VERIFIER = ""  # no judge has this name
 
 @dataclass(frozen=True)
 class Told:
-    """How a prompt's search ended. stopped: why the run cannot go on, with its exit code."""
+    """How a prompt's search ended.
+
+    failed: in a way that others may share. stopped: why the run cannot go on, with its exit code.
+    """
 
     text: str
     failed: bool = False
@@ -145,7 +148,7 @@ class Pipeline:
             except UserError as error:
                 return Told(text.getvalue(), stopped=(str(error), getattr(error, "code", 2)))
         self._engine = replace(self._engine, batch_size=experiment.batch_size)
-        return Told(text.getvalue(), failed=bool(experiment.failed))
+        return Told(text.getvalue(), failed=experiment.in_a_row > 0)
 
     @contextmanager
     def _own(self, prompt: Prompt) -> Iterator[None]:

@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from experiment.config import ExperimentConfig
@@ -15,13 +16,14 @@ from experiment.evaluate import Evaluated, Evaluator
 from experiment.guests import seated
 from experiment.interrupts import Interrupts
 from experiment.journal import Journal
+from experiment.lock import refuse_lost
 from experiment.outcome import Failed, Outcome, report, summed_up
 from experiment.overlap import in_turn
 from experiment.plan import Plan
 from experiment.progress import Progress, remove_state
 from experiment.prompts import Prompt
 from experiment.rounds import RoundBook
-from experiment.stops import FAILED_IN_A_ROW, Halted, Silent, Stopped, Vigil, disk_full
+from experiment.stops import FAILED_IN_A_ROW, SILENT, Halted, Silent, Stopped, Vigil, disk_full
 from experiment.store import RunStore
 from experiment.trackers import Trackers
 from pipelines.denoiser import Denoiser
@@ -34,6 +36,7 @@ from search.play import foreseen, play
 from utils import UserError, significant, write_atomically
 from verifiers.base import BaseVerifier, Chosen, Item, Score
 
+NO_SCORE = "no finished image has a score, see candidates.jsonl for reasons"
 REMOTE_AT_ONCE = 4  # a grader takes about as long as some batches do
 
 
@@ -65,7 +68,8 @@ class Experiment:
         self.sde = Sde(**config.stochastic_args.model_dump())
         self.failed = 0  # prompts, once the run has ended
         self._worked = False
-        self._in_a_row = 0  # prompts that failed
+        self.in_a_row = 0  # prompts that failed, as far as that says something of the others
+        self._tried_before: set[int] = set()  # prompts that failed in an earlier sitting
         self._vigil = Vigil()
         self._vigils = {name: Vigil(f" from the judge '{name}'") for name in judges}
         self._halted = threading.Event()
@@ -89,9 +93,8 @@ class Experiment:
         self.denoiser.singly = progress.singly
         self._tell_chosen(progress)
         self.trackers.recall(progress.summaries.values())
-        left = [prompt for prompt in prompts if prompt.index not in progress.summaries]
-        last = max(progress.summaries, default=0)
-        retried = any(prompt.index < last for prompt in left)
+        left = self._left(progress)
+        order = [*sorted(progress.summaries), *(prompt.index for prompt in left)]
         failed: dict[int, dict[str, Any]] = {}
         at_once = min(self._at_once, len(left)) or 1
         bar = tqdm(desc="prompts", total=len(left), disable=None, position=0)
@@ -104,10 +107,17 @@ class Experiment:
                 bar.update()
                 tqdm.write(report(outcome, reason))
                 sys.stdout.flush()  # a log file is read while the run goes on
-                self._refuse_hopeless(reason)
-        if retried or at_once > 1:  # in the prompts' order, as if each had waited
+                self._refuse_hopeless(outcome, reason)
+        if order != sorted(order) or at_once > 1:  # in the prompts' order, as if each had waited
             self.store.keep_rows({p.index: progress.rows.get(p.index) for p in prompts})
         self._end({**progress.summaries, **failed})
+
+    def _left(self, progress: Progress) -> list[Prompt]:
+        """Prompts that are not done; those that failed before come last, for they may fail again
+        and again."""
+        left = [p for p in self.planned.prompts if p.index not in progress.summaries]
+        self._tried_before = {p.index for p in left if self._failure_path(p).exists()}
+        return sorted(left, key=lambda prompt: prompt.index in self._tried_before)
 
     def _opened(self) -> Progress:
         """What is done so far, the rest cleared away."""
@@ -163,6 +173,9 @@ class Experiment:
         """A prompt's search, and why it failed; raises what concerns the whole run."""
         try:
             outcome = self.search(prompt)
+        except Silent as silence:
+            self._note_failure(prompt, str(silence))
+            raise
         except Failed as failure:
             error = failure.error
             if disk_full(error):
@@ -171,18 +184,35 @@ class Experiment:
                 # What is refused from the start is wrong, and what is refused later has changed.
                 raise (Stopped(str(error)) if self._worked else error) from None
             text = "".join(traceback.format_exception(error))
-            path = self.store.state / f"prompt{prompt.index}.failed.txt"
-            write_atomically(path, text.encode())
+            self._note_failure(prompt, text)
             return failure.outcome, " ".join(f"{type(error).__name__}: {error}".split())
         if outcome.book.best is None:
             outcome.journal.drop_unanswered()
-            return outcome, "no finished image has a score, see candidates.jsonl for reasons"
+            self._note_failure(prompt, NO_SCORE)
+            return outcome, NO_SCORE
         return outcome, None
 
-    def _refuse_hopeless(self, reason: str | None) -> None:
-        self._in_a_row = 0 if reason is None else self._in_a_row + 1
-        if self._in_a_row >= FAILED_IN_A_ROW:
-            raise Stopped(f"{self._in_a_row} prompts in a row failed, the last one: {reason}")
+    def _note_failure(self, prompt: Prompt, text: str) -> None:
+        refuse_lost()
+        write_atomically(self._failure_path(prompt), text.encode())
+
+    def _failure_path(self, prompt: Prompt) -> Path:
+        return self.store.state / f"prompt{prompt.index}.failed.txt"
+
+    def _refuse_hopeless(self, outcome: Outcome, reason: str | None) -> None:
+        """Stop if one prompt after another fails, which is then nothing of the prompts' own.
+
+        Neither a prompt that failed before counts, nor one whose images were all answered, and
+        refused: else such prompts would keep the run from ever coming to its end.
+        """
+        if reason is None:
+            self.in_a_row = 0
+            return
+        unanswered = reason != NO_SCORE or SILENT & outcome.book.statuses.keys()
+        if unanswered and outcome.prompt.index not in self._tried_before:
+            self.in_a_row += 1
+        if self.in_a_row >= FAILED_IN_A_ROW:
+            raise Stopped(f"{self.in_a_row} prompts in a row failed, the last one: {reason}")
 
     def search(self, prompt: Prompt) -> Outcome:
         """Search for one prompt, writing as it goes, from where an interruption left it."""

@@ -38,7 +38,7 @@ from experiment.records import CANDIDATES, SHARDS
 from experiment.rows import Sum, kept_rows
 from experiment.searching import Experiment
 from experiment.store import RunStore
-from utils import write_atomically
+from utils import settle, write_atomically
 
 GATE = ".gate"  # held for moments: by who begins, and by who merges
 
@@ -243,6 +243,7 @@ def gather(store: RunStore, prompts: Sequence[Prompt]) -> None:
     lines = results | before
     sums = {index: line.rows for index, line in lines.items()}
     write_atomically(path, kept_rows(path, b"".join([_rows(path, before), *rows]), sums))
+    settle(store.folder)
     done_file(store).rewrite(lines[i].content for i in sorted(lines) if not lines[i].failed)
 
 

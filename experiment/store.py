@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import threading
@@ -12,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiment.config import ExperimentConfig, ExportArgs
+from experiment.lock import refuse_lost
 from experiment.prompts import Prompt
 from experiment.records import CANDIDATES, STATE, SUMMARY
 from experiment.rows import Sum, kept_rows, sum_of
-from utils import UserError, path_part, png_bytes, write_atomically
+from utils import UserError, append_whole, path_part, png_bytes, settle, write_atomically
 from verifiers.base import metric_name
 
 if TYPE_CHECKING:
@@ -59,7 +59,10 @@ def time_stamp() -> str:
 
 
 class RunStore:
-    """One run's folder, below output/<model>/<verifier>/<metric>/."""
+    """One run's folder, below output/<model>/<verifier>/<metric>/.
+
+    A process that has lost its lock on the folder writes nothing to it: `Lost` is raised instead.
+    """
 
     def __init__(self, folder: Path, export: ExportArgs) -> None:
         self.folder = folder
@@ -92,10 +95,15 @@ class RunStore:
 
     def write_json(self, name: str, content: Any) -> None:
         """A JSON file in the run folder; what cannot be a JSON number must be null by now."""
+        refuse_lost()
         write_atomically(self.folder / name, _json(content))
 
     def write_summary(self, content: Any) -> None:
+        """The run has ended: the names of all else are on disk before the summary's is, and that
+        one when this returns."""
+        settle(self.folder)
         self.write_json(SUMMARY, content)
+        settle(self.folder)
 
     def rows_path(self, index: int) -> Path:
         """Where the rows of a prompt go."""
@@ -104,10 +112,9 @@ class RunStore:
     def append_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of one prompt for `candidates.jsonl`, on disk when this returns."""
         index, data = rows[0]["prompt_index"], b"".join(map(_row, rows))
-        with self._turn, open(self.rows_path(index), "ab") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        refuse_lost()
+        with self._turn:
+            append_whole(self.rows_path(index), data)
         self._rows[index] = sum_of(data, self._rows.get(index, (0, 0)))
 
     @property
@@ -122,6 +129,7 @@ class RunStore:
         done: by index, the sum of a prompt's rows where it is known. A last row that an
         interruption cut short is dropped; damage elsewhere is an error.
         """
+        refuse_lost()
         path = self.folder / CANDIDATES
         before = path.read_bytes() if path.exists() else b""
         rows = kept_rows(path, before, done)
@@ -171,6 +179,7 @@ class RunStore:
 
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         data = save(plain)
+        refuse_lost()
         write_atomically(self.state / name, data)
         return sum_of(data)
 
@@ -195,14 +204,9 @@ class RunStore:
         self._sums[name] = sum_of(self.check(name, expected, remedy))
 
     def settle_names(self) -> None:
-        """Have the names of new files on disk too, as far as the file system can promise that."""
-        for folder in (self.folder, self.state):
-            handle = os.open(folder, os.O_RDONLY)
-            try:
-                with contextlib.suppress(OSError):  # some know no such promise
-                    os.fsync(handle)
-            finally:
-                os.close(handle)
+        """Have the names of new files on disk too."""
+        settle(self.folder)
+        settle(self.state)
 
     def name(self, prompt: Prompt, round: int, seed: int, suffix: str) -> str:
         return f"{prompt.stem}_i@{round}_s@{seed}{suffix}"
@@ -241,6 +245,7 @@ class RunStore:
 
     def _written(self, name: str, data: bytes) -> str:
         """Write a result's file whole, and know it again."""
+        refuse_lost()
         write_atomically(self.folder / name, data)
         self._sums[name] = sum_of(data)
         return name
