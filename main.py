@@ -124,7 +124,8 @@ def _config_path(args: argparse.Namespace) -> str:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    """Compare searches; 4 when the time limit left some of it for another sitting."""
+    """Compare searches; 4 when the time limit left some of it for another sitting, else 3 if some
+    searches failed."""
     from experiment.compare import compare, prepare
     from experiment.compare_config import load_compare_config
 
@@ -133,10 +134,13 @@ def _compare(args: argparse.Namespace) -> int:
         print(prepare(config, args.output_dir))
         return 0
     try:
-        return 0 if compare(config, args.output_dir, args.time_limit) else 4
+        compared = compare(config, args.output_dir, args.time_limit)
     except KeyboardInterrupt:
         print("Interrupted: the same command goes on.", file=sys.stderr)
         raise
+    if not compared.in_time:
+        return 4
+    return 3 if compared.failed else 0
 
 
 def _replay(args: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from experiment.plan import Plan
 from experiment.progress import Progress, remove_state
 from experiment.prompts import Prompt
 from experiment.rounds import RoundBook
-from experiment.stops import FAILED_IN_A_ROW, Halted, Silent, Stopped, Vigil, disk_full
+from experiment.stops import Halted, Silent, Stopped, Watch, disk_full
 from experiment.store import RunStore
 from experiment.trackers import Trackers
 from pipelines.denoiser import Denoiser
@@ -50,6 +50,7 @@ class Experiment:
         planned: Plan,
         batch_size: int,
         trackers: Trackers | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.config = config
         self.denoiser = denoiser
@@ -64,10 +65,7 @@ class Experiment:
         self.trackers = trackers or Trackers((), store)
         self.sde = Sde(**config.stochastic_args.model_dump())
         self.failed = 0  # prompts, once the run has ended
-        self._worked = False
-        self._in_a_row = 0  # prompts that failed
-        self._vigil = Vigil()
-        self._vigils = {name: Vigil(f" from the judge '{name}'") for name in judges}
+        self.watch = watch or Watch()
         self._halted = threading.Event()
 
     def run(self) -> None:
@@ -95,7 +93,7 @@ class Experiment:
         failed: dict[int, dict[str, Any]] = {}
         at_once = min(self._at_once, len(left)) or 1
         bar = tqdm(desc="prompts", total=len(left), disable=None, position=0)
-        with bar, closing(in_turn(left, self._tried, at_once, self._halted.set)) as tried:
+        with bar, closing(in_turn(left, self.tried, at_once, self._halted.set)) as tried:
             for prompt, (outcome, reason) in tried:
                 if reason is None:
                     self._done(outcome, progress)
@@ -104,7 +102,7 @@ class Experiment:
                 bar.update()
                 tqdm.write(report(outcome, reason))
                 sys.stdout.flush()  # a log file is read while the run goes on
-                self._refuse_hopeless(reason)
+                self.watch.searched(reason)
         if retried or at_once > 1:  # in the prompts' order, as if each had waited
             self.store.keep_rows({p.index: progress.rows.get(p.index) for p in prompts})
         self._end({**progress.summaries, **failed})
@@ -159,7 +157,7 @@ class Experiment:
                 label = self.denoiser.label(texts[index])
                 judge.chose(Item(media, texts[index], label=label))
 
-    def _tried(self, prompt: Prompt) -> tuple[Outcome, str | None]:
+    def tried(self, prompt: Prompt) -> tuple[Outcome, str | None]:
         """A prompt's search, and why it failed; raises what concerns the whole run."""
         try:
             outcome = self.search(prompt)
@@ -169,7 +167,7 @@ class Experiment:
                 raise error from None
             if isinstance(error, UserError):
                 # What is refused from the start is wrong, and what is refused later has changed.
-                raise (Stopped(str(error)) if self._worked else error) from None
+                raise (Stopped(str(error)) if self.watch.worked else error) from None
             text = "".join(traceback.format_exception(error))
             path = self.store.state / f"prompt{prompt.index}.failed.txt"
             write_atomically(path, text.encode())
@@ -179,11 +177,6 @@ class Experiment:
             return outcome, "no finished image has a score, see candidates.jsonl for reasons"
         return outcome, None
 
-    def _refuse_hopeless(self, reason: str | None) -> None:
-        self._in_a_row = 0 if reason is None else self._in_a_row + 1
-        if self._in_a_row >= FAILED_IN_A_ROW:
-            raise Stopped(f"{self._in_a_row} prompts in a row failed, the last one: {reason}")
-
     def search(self, prompt: Prompt) -> Outcome:
         """Search for one prompt, writing as it goes, from where an interruption left it."""
         journal = Journal(self.store, prompt, self.batch_size)
@@ -191,7 +184,7 @@ class Experiment:
         values: dict[int, float] = {}
         book = RoundBook(self.store, prompt, self.verifier, self.judges, values, journal, label)
         ledger = Ledger(self.config.budget.build(), clock=journal.clock)
-        book.judged = lambda judge, score: self._vigils[judge].see([score])
+        book.judged = lambda judge, score: self.watch.scored([score], judge)
         book.closed = lambda result: self.trackers.round_closed(book, result, ledger.spent)
         try:
             ledger.rows_each = self._rows_each(prompt, journal.batch_size)
@@ -256,8 +249,8 @@ class Experiment:
 
     def _after(self, scores: Sequence[Score]) -> None:
         """A batch has been made, judged and kept: a good place to stop."""
-        self._worked = True
-        self._vigil.see(scores)
+        self.watch.worked = True
+        self.watch.scored(scores)
         Interrupts.check()
         if self._halted.is_set():
             raise Halted("The run has ended.")
