@@ -25,7 +25,7 @@ from experiment.prompts import Prompt
 from experiment.records import SUMMARY, CandidateRecord, read_candidates
 from experiment.runner import Engine
 from experiment.searching import Experiment
-from experiment.stops import Watch
+from experiment.stops import SILENT, Silent, Watch
 from experiment.store import RunStore
 from utils import UserError, json_number, write_atomically
 from verifiers.base import Item
@@ -188,6 +188,8 @@ class _Searches(Experiment):
         outcome = super().search(prompt)
         try:
             self.winners = self._winners(outcome, before) if outcome.book.best else ()
+        except Silent:
+            raise
         except Exception as error:
             raise Failed(outcome, error) from error
         return outcome
@@ -195,7 +197,8 @@ class _Searches(Experiment):
     def _winners(self, outcome: Outcome, before: int) -> tuple[Winner, ...]:
         """before: size of the file of rows as the prompt's search began."""
         rows = read_candidates(self._cell.folder, before)
-        judging = _Judging(self._engine, self.store, outcome, metric_labels(self._cell.config))
+        labels = metric_labels(self._cell.config)
+        judging = _Judging(self._engine, self.store, outcome, labels, self.watch)
         return tuple(self._winner(rows, budget, outcome, judging) for budget in self._cell.budgets)
 
     def _winner(
@@ -225,14 +228,21 @@ class _Searches(Experiment):
 
 class _Judging:
     """The scores of one prompt's images, from the pictures on disk; each is judged once, whatever
-    comes in between."""
+    comes in between, but for those that a judge does not answer for before an interruption."""
 
     def __init__(
-        self, engine: Engine, store: RunStore, outcome: Outcome, labels: tuple[str, ...]
+        self,
+        engine: Engine,
+        store: RunStore,
+        outcome: Outcome,
+        labels: tuple[str, ...],
+        watch: Watch,
     ) -> None:
         self._store = store
         self._prompt = outcome.prompt
         self._journal = outcome.journal
+        self._watch = watch
+        self._unanswered: set[tuple[int, str]] = set()
         self._class = engine.denoiser.label(outcome.prompt.text)
         judges = [seated(judge, engine.denoiser) for judge in engine.judges.values()]
         self._verifier, self._judges = labels[0], dict(zip(labels[1:], judges, strict=True))
@@ -251,11 +261,17 @@ class _Judging:
 
     def _judge(self, row: CandidateRecord, label: str) -> float:
         assert row.path is not None
+        if (row.id, label) in self._unanswered:
+            return math.nan
         score = self._journal.judged(row.id, label)
         if score is None:
             item = Item(self._store.read_media(row.path), self._prompt.text, label=self._class)
             score = self._judges[label].score([item])[0]
-            self._journal.note_judged(row.id, label, score)
+            if score.status in SILENT:  # who did not answer is asked again by the next sitting
+                self._unanswered.add((row.id, label))
+            else:
+                self._journal.note_judged(row.id, label, score)
+            self._watch.scored([score], label)
         return score.value
 
 

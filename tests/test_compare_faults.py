@@ -17,6 +17,7 @@ import torch
 from experiment.compare import compare
 from experiment.compare_config import CompareConfig, load_compare_config
 from experiment.lock import locked
+from experiment.stops import Stopped
 from main import main
 from tests.interrupted import Blinking, Counting, Killed, content
 from tests.still_worlds import PROMPTS, still_config
@@ -133,6 +134,20 @@ def test_an_outage_is_no_result(
     assert "2 searches failed" in told and "no finished image has a score" in told
     assert {line["prompt_index"] for line in winners(tmp_path)} == {1}
     monkeypatch.setattr(Blinking, "unseen", ())
+    assert compare(loaded(path), str(tmp_path)).whole
+    assert left(tmp_path) == whole.left
+
+
+def test_a_judge_that_falls_silent_stops_the_comparison_and_is_asked_again(
+    path: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiment.stops.UNSCORED_IN_A_ROW", 1)
+    monkeypatch.setattr(Blinking, "unseen", [(PROMPTS[1], -1.0)])
+    with pytest.raises(Stopped, match="1 images in a row got no score from the judge 'brightness"):
+        compare(loaded(path), str(tmp_path))
+    assert {line["prompt_index"] for line in winners(tmp_path)} == {0}
+    monkeypatch.setattr(Blinking, "unseen", ())
+    Counting.begin()
     assert compare(loaded(path), str(tmp_path)).whole
     assert left(tmp_path) == whole.left
 
