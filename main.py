@@ -124,7 +124,8 @@ def _config_path(args: argparse.Namespace) -> str:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    """Compare searches; 4 when the time limit left some of it for another sitting."""
+    """Compare searches; 4 when the time limit left some of it for another sitting, else 3 if some
+    searches failed."""
     from experiment.compare import compare, prepare
     from experiment.compare_config import load_compare_config
 
@@ -133,10 +134,13 @@ def _compare(args: argparse.Namespace) -> int:
         print(prepare(config, args.output_dir))
         return 0
     try:
-        return 0 if compare(config, args.output_dir, args.time_limit) else 4
+        compared = compare(config, args.output_dir, args.time_limit)
     except KeyboardInterrupt:
         print("Interrupted: the same command goes on.", file=sys.stderr)
         raise
+    if not compared.in_time:
+        return 4
+    return 3 if compared.failed else 0
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -153,6 +157,7 @@ def _run(config: ExperimentConfig, args: argparse.Namespace) -> int:
     """The whole experiment, or this process's share of it; 3 if some prompts failed."""
     from experiment.interrupts import warned_while_loading
     from experiment.mirror import is_url, output_place
+    from experiment.probe import findings
     from experiment.runner import run
     from experiment.sharded import run_shard
     from experiment.shards import which_shard
@@ -175,7 +180,8 @@ def _run(config: ExperimentConfig, args: argparse.Namespace) -> int:
             " --output_dir, or --executor ray."
         )
     where = (args.resume, args.run_name)
-    with output_place(config, args.output_dir, *where) as place:
+    root = args.output_dir if args.probe is None else f"{args.output_dir}/probe"
+    with output_place(config, root, *where) as place:
         if on_ray:
             from experiment.ray_run import run_on_ray
 
@@ -184,6 +190,8 @@ def _run(config: ExperimentConfig, args: argparse.Namespace) -> int:
             ran = run_shard(config, place.root, shard, *where)
         else:
             ran = run(config, place.root, *where, args.report_to)
+        if found := findings(ran.folder, config):
+            print(found)
     return 3 if ran.failed else 0
 
 
@@ -212,20 +220,17 @@ def main(argv: list[str] | None = None) -> int:
             return _compare(args)
         if args.time_limit is not None:
             raise UserError("--time_limit goes with --compare: give a comparison's config.")
-        if args.resume is not None and args.probe is not None:
-            raise UserError("--resume goes with a search, not with --probe.")
         from experiment.config import load_config
         from experiment.runner import plan
         from experiment.tracker import asked_trackers
 
         config = load_config(_config_path(args), overrides(args))
         if args.probe is not None:
-            from experiment.probe import probe, probe_plan
+            from experiment.probe import probe_plan, set_up
 
-            if args.dry_run:
-                print(probe_plan(config, args.probe))
-            else:
-                print(probe(config, args.probe, args.output_dir))
+            if not args.dry_run:
+                return _run(set_up(config, args.probe).config, args)
+            print(probe_plan(config, args.probe))
         elif args.dry_run:
             asked_trackers(args.report_to)
             print(plan(config))

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from experiment.calls import called, refuse_unfit
 from experiment.compare_cell import Cell, CellRun, Done
@@ -24,7 +25,7 @@ from experiment.lock import locked
 from experiment.plan import Plan, refuse_cuts
 from experiment.prompts import Prompt
 from experiment.runner import Engine, load, plan
-from experiment.stops import Stopped, disk_full
+from experiment.stops import Stopped, Watch, disk_full
 from experiment.store import refuse_unwritable
 from utils import UserError, path_part, significant
 
@@ -164,8 +165,20 @@ def _same_at_any(config: ExperimentConfig, steps: int | None) -> bool:
     return not pooled and all(search.sized(steps, nfe) == search for nfe in sizes)
 
 
-def compare(config: CompareConfig, output_dir: str, time_limit: float | None = None) -> bool:
-    """Run what is left of the comparison, until the time limit; whether all of it is done.
+@dataclass(frozen=True)
+class Compared:
+    """What a sitting came to: whether time did for all of it, and how many searches failed."""
+
+    in_time: bool
+    failed: int
+
+    @property
+    def whole(self) -> bool:
+        return self.in_time and not self.failed
+
+
+def compare(config: CompareConfig, output_dir: str, time_limit: float | None = None) -> Compared:
+    """Run what is left of the comparison, until the time limit.
 
     The table and the picture are written anew after each block of prompts, and at the end. One
     process at a time works in a comparison's folder.
@@ -177,29 +190,34 @@ def compare(config: CompareConfig, output_dir: str, time_limit: float | None = N
     try:
         with locked(comparison.folder):
             return _compared(comparison, ends)
+    except Stopped as stop:
+        raise Stopped(f"{stop}\nThe same command goes on.") from stop
     except OSError as error:
         if not disk_full(error):
             raise
         raise Stopped("The disk is full: make room, and the same command goes on.") from error
 
 
-def _compared(comparison: Comparison, ends: float | None) -> bool:
+def _compared(comparison: Comparison, ends: float | None) -> Compared:
     print(comparison, flush=True)
-    done = _run(comparison, ends)
+    sitting = _Sitting(comparison)
+    in_time = _run(comparison, sitting, ends)
     for cell in comparison.cells:
-        cell.finish()
+        cell.finish(sitting.failed(cell))
     table = _write(comparison)
     print(
         f"Table and picture: {comparison.folder}"
         if table
         else "No prompt is done by all methods yet, so there is no table."
     )
-    return done
+    if sitting.failures:
+        print(f"{len(sitting.failures)} searches failed; the same command tries them again:")
+        print("\n".join(sitting.failures), flush=True)
+    return Compared(in_time, len(sitting.failures))
 
 
-def _run(comparison: Comparison, ends: float | None) -> bool:
+def _run(comparison: Comparison, sitting: _Sitting, ends: float | None) -> bool:
     """Search for what is not done; False if time ran out."""
-    sitting = _Sitting(comparison)
     for block in comparison.blocks:
         worked = False
         for cell in comparison.cells:
@@ -207,9 +225,10 @@ def _run(comparison: Comparison, ends: float | None) -> bool:
             for prompt in sitting.todo(cell, block):
                 if ends is not None and time.monotonic() >= ends:
                     return False
-                done.append(sitting.run_of(cell).search(prompt))
-            if done:
                 worked = True
+                if found := sitting.search(cell, prompt):
+                    done.append(found)
+            if done:
                 print(_line(comparison, cell, done), flush=True)
         if worked:
             _write(comparison)
@@ -218,12 +237,17 @@ def _run(comparison: Comparison, ends: float | None) -> bool:
 
 
 class _Sitting:
-    """The pipeline, loaded when the first prompt needs it, and the runs opened so far."""
+    """The pipeline, loaded when the first prompt needs it, and the runs opened so far.
+
+    failures: which searches failed and why, a line each.
+    """
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
         self._done = {cell.folder: set(cell.done()) for cell in comparison.cells}
         self._runs: dict[Path, CellRun] = {}
+        self._watch = Watch()
+        self.failures: list[str] = []
 
     @cached_property
     def _engine(self) -> Engine:
@@ -240,10 +264,23 @@ class _Sitting:
     def todo(self, cell: Cell, block: Sequence[Prompt]) -> list[Prompt]:
         return [prompt for prompt in block if prompt.index not in self._done[cell.folder]]
 
-    def run_of(self, cell: Cell) -> CellRun:
+    def failed(self, cell: Cell) -> dict[int, dict[str, Any]]:
+        """The summaries of a cell's prompts that failed."""
+        run = self._runs.get(cell.folder)
+        return {} if run is None else run.failed
+
+    def search(self, cell: Cell, prompt: Prompt) -> Done | None:
+        """A prompt's search; None if it failed, which costs no other prompt anything."""
         if cell.folder not in self._runs:
-            self._runs[cell.folder] = CellRun(cell, self._engine)
-        return self._runs[cell.folder]
+            self._runs[cell.folder] = CellRun(cell, self._engine, self._watch)
+        run = self._runs[cell.folder]
+        done = run.search(prompt)
+        reason = None if done else run.failed[prompt.index]["failed"]
+        if reason is not None:
+            self.failures.append(f"prompt {prompt.index + 1:<9}{_of(cell)}failed: {reason}")
+            print(self.failures[-1], flush=True)
+        self._watch.searched(reason)
+        return done
 
 
 def _line(comparison: Comparison, cell: Cell, done: Sequence[Done]) -> str:
@@ -256,10 +293,11 @@ def _line(comparison: Comparison, cell: Cell, done: Sequence[Done]) -> str:
     scores = "  ".join(f"{label} {significant(mean)}" for label, mean in means.items())
     seconds = sum(each.summary["seconds"] for each in done)
     numbers = f"{done[0].prompt_index + 1}-{done[-1].prompt_index + 1}"
-    return (
-        f"prompts {numbers:<8}{cell.label:<24}nfe {cell.budget:<6}seed {cell.seed:<3}"
-        f"{scores}  ({seconds:.0f} s)"
-    )
+    return f"prompts {numbers:<8}{_of(cell)}{scores}  ({seconds:.0f} s)"
+
+
+def _of(cell: Cell) -> str:
+    return f"{cell.label:<24}nfe {cell.budget:<6}seed {cell.seed:<3}"
 
 
 def _write(comparison: Comparison) -> bool:

@@ -1,7 +1,8 @@
 """One run of a comparison: a method at a seed and a budget, over all prompts, in its own folder.
 
 The folder is an ordinary run's, and `winners.jsonl` beside: a line for each prompt that is done,
-with the best image within each budget. A prompt without its line is searched for again.
+with the best image within each budget. A prompt without its line is searched for again: one that
+failed, or got no score, has none.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any
 from experiment.compare_config import metric_labels
 from experiment.config import ExperimentConfig
 from experiment.guests import seated
-from experiment.outcome import TOTALS, Failed, Outcome
+from experiment.outcome import Failed, Outcome, summed_up
 from experiment.plan import Plan
 from experiment.progress import clear
 from experiment.prompts import Prompt
 from experiment.records import SUMMARY, CandidateRecord, read_candidates
 from experiment.runner import Engine
 from experiment.searching import Experiment
+from experiment.stops import SILENT, Silent, Watch
 from experiment.store import RunStore
 from utils import UserError, json_number, write_atomically
 from verifiers.base import Item
@@ -97,19 +99,22 @@ class Cell:
         for each in found:
             if prompts.get(each.prompt_index, each.prompt) != each.prompt:
                 raise UserError(_other(self.folder, "prompts"))
-        return {each.prompt_index: each for each in found}
+        # Earlier versions took a prompt without a score for done.
+        return {each.prompt_index: each for each in found if each.summary["best"] is not None}
 
-    def finish(self) -> None:
-        """Write the run's summary if all of its prompts are done."""
-        done = self.done()
+    def finish(self, failed: Mapping[int, dict[str, Any]]) -> None:
+        """Write the run's summary if all of its prompts are done, or have just failed.
+
+        failed: by prompt, the summaries of those.
+        """
+        summaries = {**failed, **{index: done.summary for index, done in self.done().items()}}
         if (self.folder / SUMMARY).exists() or not all(
-            prompt.index in done for prompt in self.planned.prompts
+            prompt.index in summaries for prompt in self.planned.prompts
         ):
             return
-        each = [done[prompt.index].summary for prompt in self.planned.prompts]
-        total = {name: round(sum(summary[name] for summary in each), 3) for name in TOTALS}
         store = RunStore(self.folder, self.config.export)
-        store.write_summary({"prompts": each, "total": total})
+        store.keep_rows(dict.fromkeys(summaries))  # in the prompts' order, as if each had waited
+        store.write_summary(summed_up(self.planned.prompts, summaries))
 
     def _refuse_other(self) -> None:
         before = json.loads((self.folder / "config.json").read_bytes())
@@ -127,34 +132,31 @@ def _other(folder: Path, key: str) -> str:
 
 
 class CellRun:
-    """A cell being run: opened where it was left."""
+    """A cell being run: opened where it was left.
 
-    def __init__(self, cell: Cell, engine: Engine) -> None:
+    failed: the summaries of the prompts that could not be searched for, each with its reason.
+    """
+
+    def __init__(self, cell: Cell, engine: Engine, watch: Watch) -> None:
         self.cell = cell
         self.done = cell.done()
+        self.failed: dict[int, dict[str, Any]] = {}
         cell.folder.mkdir(parents=True, exist_ok=True)
-        self._engine = engine
-        self._store = RunStore(cell.folder, cell.config.export)
+        store = RunStore(cell.folder, cell.config.export)
         (cell.folder / SUMMARY).unlink(missing_ok=True)
-        clear(self._store, {index: done.stem for index, done in self.done.items()}, {})
-        self._store.write_json("config.json", engine.saved(cell.alone))
+        clear(store, {index: done.stem for index, done in self.done.items()}, {})
+        store.write_json("config.json", engine.saved(cell.alone))
         if not (cell.folder / "manifest.json").exists():
-            self._store.write_json("manifest.json", engine.manifest)
-        self._experiment = Experiment(
-            cell.alone,
-            engine.denoiser,
-            engine.verifier,
-            {},
-            self._store,
-            cell.planned,
-            engine.batch_size,
-        )
+            store.write_json("manifest.json", engine.manifest)
+        self._searches = _Searches(cell, engine, store, watch)
 
-    def search(self, prompt: Prompt) -> Done:
-        """Search for one prompt, judge its winners, and note that it is done."""
-        before = self._store.rows_size
-        outcome = self._searched(prompt)
-        winners = self._winners(outcome, before)
+    def search(self, prompt: Prompt) -> Done | None:
+        """Search for one prompt, judge its winners, and note that it is done; None if it failed."""
+        outcome, reason = self._searches.tried(prompt)
+        if reason is not None:
+            self.failed[prompt.index] = {**outcome.summary(), "failed": reason}
+            return None
+        winners = self._searches.winners
         done = Done(prompt.index, prompt.text, prompt.stem, outcome.summary(), winners)
         self.done[prompt.index] = done
         lines = "".join(_line(self.done[index]) for index in sorted(self.done))
@@ -162,17 +164,42 @@ class CellRun:
         outcome.journal.remove()
         return done
 
-    def _searched(self, prompt: Prompt) -> Outcome:
+
+class _Searches(Experiment):
+    """A cell's searches, after each of which its winners are judged."""
+
+    def __init__(self, cell: Cell, engine: Engine, store: RunStore, watch: Watch) -> None:
+        super().__init__(
+            cell.alone,
+            engine.denoiser,
+            engine.verifier,
+            {},
+            store,
+            cell.planned,
+            engine.batch_size,
+            watch=watch,
+        )
+        self.winners: tuple[Winner, ...] = ()  # of the prompt that was searched for last
+        self._cell = cell
+        self._engine = engine
+
+    def search(self, prompt: Prompt) -> Outcome:
+        before = self.store.rows_size
+        outcome = super().search(prompt)
         try:
-            return self._experiment.search(prompt)
-        except Failed as failure:
-            raise failure.error from None
+            self.winners = self._winners(outcome, before) if outcome.book.best else ()
+        except Silent:
+            raise
+        except Exception as error:
+            raise Failed(outcome, error) from error
+        return outcome
 
     def _winners(self, outcome: Outcome, before: int) -> tuple[Winner, ...]:
         """before: size of the file of rows as the prompt's search began."""
-        rows = read_candidates(self.cell.folder, before)
-        judging = _Judging(self._engine, self._store, outcome, metric_labels(self.cell.config))
-        return tuple(self._winner(rows, budget, outcome, judging) for budget in self.cell.budgets)
+        rows = read_candidates(self._cell.folder, before)
+        labels = metric_labels(self._cell.config)
+        judging = _Judging(self._engine, self.store, outcome, labels, self.watch)
+        return tuple(self._winner(rows, budget, outcome, judging) for budget in self._cell.budgets)
 
     def _winner(
         self,
@@ -183,7 +210,7 @@ class CellRun:
     ) -> Winner:
         part = within(rows, budget)
         best = best_of(part)
-        if budget == self.cell.budget:  # what the run itself has chosen
+        if budget == self._cell.budget:  # what the run itself has chosen
             chosen = outcome.book.best
             best = next((row for row in part if chosen and row.id == chosen.id), None)
         images = [row for row in part if row.step == row.steps and not row.draft]
@@ -195,20 +222,27 @@ class CellRun:
             images=len(images),
             path=best.path if best else None,
             scores=judging.scores(best),
-            ceilings={label: judging.highest(images, label) for label in self.cell.ceilings},
+            ceilings={label: judging.highest(images, label) for label in self._cell.ceilings},
         )
 
 
 class _Judging:
     """The scores of one prompt's images, from the pictures on disk; each is judged once, whatever
-    comes in between."""
+    comes in between, but for those that a judge does not answer for before an interruption."""
 
     def __init__(
-        self, engine: Engine, store: RunStore, outcome: Outcome, labels: tuple[str, ...]
+        self,
+        engine: Engine,
+        store: RunStore,
+        outcome: Outcome,
+        labels: tuple[str, ...],
+        watch: Watch,
     ) -> None:
         self._store = store
         self._prompt = outcome.prompt
         self._journal = outcome.journal
+        self._watch = watch
+        self._unanswered: set[tuple[int, str]] = set()
         self._class = engine.denoiser.label(outcome.prompt.text)
         judges = [seated(judge, engine.denoiser) for judge in engine.judges.values()]
         self._verifier, self._judges = labels[0], dict(zip(labels[1:], judges, strict=True))
@@ -227,11 +261,17 @@ class _Judging:
 
     def _judge(self, row: CandidateRecord, label: str) -> float:
         assert row.path is not None
+        if (row.id, label) in self._unanswered:
+            return math.nan
         score = self._journal.judged(row.id, label)
         if score is None:
             item = Item(self._store.read_media(row.path), self._prompt.text, label=self._class)
             score = self._judges[label].score([item])[0]
-            self._journal.note_judged(row.id, label, score)
+            if score.status in SILENT:  # who did not answer is asked again by the next sitting
+                self._unanswered.add((row.id, label))
+            else:
+                self._journal.note_judged(row.id, label, score)
+            self._watch.scored([score], label)
         return score.value
 
 

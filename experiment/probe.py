@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +19,8 @@ from experiment.plan import Plan
 from experiment.probe_advice import Advice, advice
 from experiment.probe_landscape import Landscape, landscape
 from experiment.probe_picture import picture
-from experiment.records import SUMMARY, read_candidates
-from experiment.runner import plan, run
+from experiment.records import SUMMARY, CandidateRecord, read_candidates
+from experiment.runner import plan
 from experiment.store import model_folder
 from search.core import Space
 from search.probing import PreviewProbing, Probing
@@ -69,7 +69,7 @@ def set_up(config: ExperimentConfig, noises: int, *, offline: bool = False) -> P
     return Probe(config.model_copy(update=changes), skipped)
 
 
-def _no_previews(config: ExperimentConfig, offline: bool) -> str | None:
+def _no_previews(config: ExperimentConfig, offline: bool = False) -> str | None:
     """Why nothing can be previewed; None if it can."""
     if config.verifier_args.make().preview_noise is not None:
         return f"'{config.verifier_args.name}' judges an image beside a preview of its own"
@@ -108,16 +108,16 @@ def _verifications(probe: Probe, planned: Plan) -> str:
     )
 
 
-def probe(config: ExperimentConfig, noises: int, output_dir: str) -> str:
-    """Run the probe below output_dir/probe, write its findings there, and return the report."""
-    made = set_up(config, noises)
-    folder = run(made.config, str(Path(output_dir, "probe"))).folder
-    return report_on(folder, made)
-
-
-def report_on(folder: Path, probe: Probe) -> str:
-    """Read a probe's run folder, write probe.json and probe.png into it, and return the report."""
+def findings(folder: Path, config: ExperimentConfig) -> str | None:
+    """Of a run that is a probe, has ended and measured something: write probe.json and probe.png
+    into its folder, and return the report."""
+    if not isinstance(config.search_args.build(), Probing) or not (folder / SUMMARY).exists():
+        return None
     rows = read_candidates(folder)
+    return _written(folder, Probe(config, _no_previews(config)), rows) if rows else None
+
+
+def _written(folder: Path, probe: Probe, rows: Sequence[CandidateRecord]) -> str:
     found = landscape(rows)
     favours = advice(found)
     total = json.loads((folder / SUMMARY).read_bytes())["total"]

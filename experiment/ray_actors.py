@@ -148,7 +148,7 @@ class Pipeline:
             except UserError as error:
                 return Told(text.getvalue(), stopped=(str(error), getattr(error, "code", 2)))
         self._engine = replace(self._engine, batch_size=experiment.batch_size)
-        return Told(text.getvalue(), failed=experiment.in_a_row > 0)
+        return Told(text.getvalue(), failed=experiment.watch.failed > 0)
 
     @contextmanager
     def _own(self, prompt: Prompt) -> Iterator[None]:

@@ -23,7 +23,7 @@ from experiment.plan import Plan
 from experiment.progress import Progress, remove_state
 from experiment.prompts import Prompt
 from experiment.rounds import RoundBook
-from experiment.stops import FAILED_IN_A_ROW, SILENT, Halted, Silent, Stopped, Vigil, disk_full
+from experiment.stops import SILENT, Halted, Silent, Stopped, Watch, disk_full
 from experiment.store import RunStore
 from experiment.trackers import Trackers
 from pipelines.denoiser import Denoiser
@@ -53,6 +53,7 @@ class Experiment:
         planned: Plan,
         batch_size: int,
         trackers: Trackers | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.config = config
         self.denoiser = denoiser
@@ -67,11 +68,8 @@ class Experiment:
         self.trackers = trackers or Trackers((), store)
         self.sde = Sde(**config.stochastic_args.model_dump())
         self.failed = 0  # prompts, once the run has ended
-        self._worked = False
-        self.in_a_row = 0  # prompts that failed, as far as that says something of the others
         self._tried_before: set[int] = set()  # prompts that failed in an earlier sitting
-        self._vigil = Vigil()
-        self._vigils = {name: Vigil(f" from the judge '{name}'") for name in judges}
+        self.watch = watch or Watch()
         self._halted = threading.Event()
 
     def run(self) -> None:
@@ -98,7 +96,7 @@ class Experiment:
         failed: dict[int, dict[str, Any]] = {}
         at_once = min(self._at_once, len(left)) or 1
         bar = tqdm(desc="prompts", total=len(left), disable=None, position=0)
-        with bar, closing(in_turn(left, self._tried, at_once, self._halted.set)) as tried:
+        with bar, closing(in_turn(left, self.tried, at_once, self._halted.set)) as tried:
             for prompt, (outcome, reason) in tried:
                 if reason is None:
                     self._done(outcome, progress)
@@ -169,7 +167,7 @@ class Experiment:
                 label = self.denoiser.label(texts[index])
                 judge.chose(Item(media, texts[index], label=label))
 
-    def _tried(self, prompt: Prompt) -> tuple[Outcome, str | None]:
+    def tried(self, prompt: Prompt) -> tuple[Outcome, str | None]:
         """A prompt's search, and why it failed; raises what concerns the whole run."""
         try:
             outcome = self.search(prompt)
@@ -182,7 +180,7 @@ class Experiment:
                 raise error from None
             if isinstance(error, UserError):
                 # What is refused from the start is wrong, and what is refused later has changed.
-                raise (Stopped(str(error)) if self._worked else error) from None
+                raise (Stopped(str(error)) if self.watch.worked else error) from None
             text = "".join(traceback.format_exception(error))
             self._note_failure(prompt, text)
             return failure.outcome, " ".join(f"{type(error).__name__}: {error}".split())
@@ -205,14 +203,9 @@ class Experiment:
         Neither a prompt that failed before counts, nor one whose images were all answered, and
         refused: else such prompts would keep the run from ever coming to its end.
         """
-        if reason is None:
-            self.in_a_row = 0
-            return
         unanswered = reason != NO_SCORE or SILENT & outcome.book.statuses.keys()
-        if unanswered and outcome.prompt.index not in self._tried_before:
-            self.in_a_row += 1
-        if self.in_a_row >= FAILED_IN_A_ROW:
-            raise Stopped(f"{self.in_a_row} prompts in a row failed, the last one: {reason}")
+        if reason is None or (unanswered and outcome.prompt.index not in self._tried_before):
+            self.watch.searched(reason)
 
     def search(self, prompt: Prompt) -> Outcome:
         """Search for one prompt, writing as it goes, from where an interruption left it."""
@@ -221,7 +214,7 @@ class Experiment:
         values: dict[int, float] = {}
         book = RoundBook(self.store, prompt, self.verifier, self.judges, values, journal, label)
         ledger = Ledger(self.config.budget.build(), clock=journal.clock)
-        book.judged = lambda judge, score: self._vigils[judge].see([score])
+        book.judged = lambda judge, score: self.watch.scored([score], judge)
         book.closed = lambda result: self.trackers.round_closed(book, result, ledger.spent)
         try:
             ledger.rows_each = self._rows_each(prompt, journal.batch_size)
@@ -286,8 +279,8 @@ class Experiment:
 
     def _after(self, scores: Sequence[Score]) -> None:
         """A batch has been made, judged and kept: a good place to stop."""
-        self._worked = True
-        self._vigil.see(scores)
+        self.watch.worked = True
+        self.watch.scored(scores)
         Interrupts.check()
         if self._halted.is_set():
             raise Halted("The run has ended.")

@@ -55,3 +55,23 @@ class Vigil:
 def disk_full(error: BaseException) -> bool:
     """Whether there is no room left for a file."""
     return isinstance(error, OSError) and error.errno in FULL
+
+
+class Watch:
+    """What has come of a process's work so far: one of a run, or of all runs of a comparison."""
+
+    def __init__(self) -> None:
+        self.worked = False  # whether a batch has been made, judged and kept
+        self._vigils: dict[str, Vigil] = {}
+        self.failed = 0  # prompts in a row
+
+    def scored(self, scores: Sequence[Score], judge: str | None = None) -> None:
+        """Images were judged, by the verifier or by this judge; raises after a long silence."""
+        of = "" if judge is None else f" from the judge '{judge}'"
+        self._vigils.setdefault(of, Vigil(of)).see(scores)
+
+    def searched(self, failed: str | None) -> None:
+        """A prompt's search has ended, or failed for this reason; raises after several."""
+        self.failed = 0 if failed is None else self.failed + 1
+        if self.failed >= FAILED_IN_A_ROW:
+            raise Stopped(f"{self.failed} prompts in a row failed, the last one: {failed}")

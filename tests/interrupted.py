@@ -114,6 +114,19 @@ class Counted(Counting):
 
 
 @dataclass
+class Blinking(Counted):
+    """Does not answer for images of some prompts. unseen: pairs of a prompt and who is asked, by
+    `sign`."""
+
+    unseen: ClassVar[tuple[tuple[str, float], ...]] = ()
+
+    def _one(self, item: Item) -> Score:
+        score = super()._one(item)
+        blind = (item.prompt, self.sign) in self.unseen
+        return Score.missing("503 from the grader") if blind else score
+
+
+@dataclass
 class Settling(Counting):
     """Also wants to see each image as it was late in sampling."""
 

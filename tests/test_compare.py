@@ -69,7 +69,7 @@ def timeless(folder: Path) -> list[list[str]]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)  # as in every test: another number rounds differently
     root = tmp_path_factory.mktemp("comparison")
-    assert compare(quick(), str(root))
+    assert compare(quick(), str(root)).whole
     return root / "compare" / "quick"
 
 
@@ -137,7 +137,7 @@ def test_a_shorter_budget_is_looked_up_as_a_run_of_its_own_would_end(
     finished: Path, tmp_path: Path
 ) -> None:
     """But for rounding: a run of its own has smaller last batches."""
-    assert compare(quick(budgets=[8]), str(tmp_path))
+    assert compare(quick(budgets=[8]), str(tmp_path)).whole
     alone = winners(tmp_path / "compare" / "quick")
     looked_up = winners(finished)
     assert len(alone) == len(looked_up) == 4
@@ -164,7 +164,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_table(
     stray = torn.parent / "prompt@an_orange_square_and_a_purple_ring_hash@a9297c96_i@9_s@1.png"
     stray.write_bytes(b"")
     assert not (folder / "table.csv").exists()  # no prompt is done by all methods
-    assert compare(quick(), str(tmp_path))
+    assert compare(quick(), str(tmp_path)).whole
     assert timeless(folder) == timeless(finished)
     assert winners(folder) == winners(finished)
     for path in finished.rglob("prompt@*"):

@@ -7,25 +7,31 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from experiment.compare import compare
 from experiment.compare_config import CompareConfig, load_compare_config
 from experiment.lock import locked
+from experiment.stops import Stopped
 from main import main
-from tests.interrupted import Counting, Killed
-from tests.still_worlds import still_config
+from tests.interrupted import Blinking, Counting, Killed, content
+from tests.still_worlds import PROMPTS, still_config
 from tests.test_compare import winners
 from utils import ROOT
 
+TIMED = ("winners.jsonl", "table.csv", "table.md", "curves.png")  # they hold or show seconds
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison of two methods over two prompts, whose judge sees every winner."""
-    counted = {"name": "tests.interrupted:Counted"}
+    tmp_path = tmp_path_factory.mktemp("comparison")
+    counted = {"name": "tests.interrupted:Blinking"}
     own = still_config(
         tmp_path / "world",
         budget={},
@@ -48,25 +54,118 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "compare.json"
 
 
-def loaded(path: Path) -> CompareConfig:
-    return load_compare_config(str(path), {})
+def loaded(path: Path, **changes: Any) -> CompareConfig:
+    return load_compare_config(str(path), changes)
 
 
-def test_no_judge_is_asked_twice_wherever_a_comparison_is_cut(path: Path, tmp_path: Path) -> None:
+def left(root: Path) -> dict[str, Any]:
+    """All that a comparison leaves, but for seconds."""
+    kept = {name: value for name, value in content(root).items() if not name.endswith(TIMED)}
+    return {**kept, "winners": winners(root)}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A comparison that nothing befell: what it left, and what it asked."""
+
+    left: dict[str, Any]
+    calls: int
+    images: int
+
+
+@pytest.fixture(scope="module")
+def whole(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    torch.set_num_threads(1)  # as in every test: another number rounds differently
+    root = tmp_path_factory.mktemp("whole")
     Counting.begin()
-    assert compare(loaded(path), str(tmp_path / "whole"))
-    expected = winners(tmp_path / "whole")
-    calls, images = Counting.calls, Counting.images
-    for at in (1, calls // 2, calls - 1):  # the last in a judge's own call
+    assert compare(loaded(path), str(root)).whole
+    return Whole(left(root), Counting.calls, Counting.images)
+
+
+def test_no_judge_is_asked_twice_wherever_a_comparison_is_cut(
+    path: Path, whole: Whole, tmp_path: Path
+) -> None:
+    for at in (1, whole.calls // 2, whole.calls - 1):  # the last in a judge's own call
         root = tmp_path / f"cut{at}"
         Counting.begin(at)
         with pytest.raises(Killed):
             compare(loaded(path), str(root))
         seen = Counting.images
         Counting.begin()
-        assert compare(loaded(path), str(root))
-        assert winners(root) == expected
-        assert seen + Counting.images == images  # the call that ended it had not been answered
+        assert compare(loaded(path), str(root)).whole
+        assert left(root) == whole.left
+        assert seen + Counting.images == whole.images  # the call that ended it was not answered
+
+
+@pytest.mark.parametrize("at", [0, -1])  # in a verifier's first call, and in a judge's last
+def test_a_search_that_fails_costs_no_other_and_is_tried_again(
+    at: int, path: Path, whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--compare={path}", f"--output_dir={tmp_path}"]
+    Counting.begin(at % whole.calls, ZeroDivisionError)
+    assert main(flags) == 3
+    asked = Counting.images
+    method, index = {0: ("random", 0), -1: ("zero-order", 1)}[at]
+    told = capsys.readouterr().out
+    assert "1 searches failed; the same command tries them again:\n" in told
+    assert f"prompt {index + 1}        {method} " in told
+    assert "failed: ZeroDivisionError: the grader fell over" in told
+    folder = tmp_path / "compare" / "still" / method / "nfe20_s0"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["prompts"][index]["failed"].startswith("ZeroDivisionError")
+    assert "Traceback" in (folder / "state" / f"prompt{index}.failed.txt").read_text()
+    assert len(winners(tmp_path)) == 3
+    Counting.begin()
+    assert main(flags) == 0
+    assert left(tmp_path) == whole.left
+    assert asked + Counting.images == whole.images  # what was answered is not asked again
+
+
+def test_an_outage_is_no_result(
+    path: Path,
+    whole: Whole,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Blinking, "unseen", ((PROMPTS[0], 1.0),))
+    assert compare(loaded(path), str(tmp_path)).failed == 2
+    told = capsys.readouterr().out
+    assert "2 searches failed" in told and "no finished image has a score" in told
+    assert {line["prompt_index"] for line in winners(tmp_path)} == {1}
+    monkeypatch.setattr(Blinking, "unseen", ())
+    assert compare(loaded(path), str(tmp_path)).whole
+    assert left(tmp_path) == whole.left
+
+
+def test_a_judge_that_falls_silent_stops_the_comparison_and_is_asked_again(
+    path: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiment.stops.UNSCORED_IN_A_ROW", 1)
+    monkeypatch.setattr(Blinking, "unseen", [(PROMPTS[1], -1.0)])
+    with pytest.raises(Stopped, match="1 images in a row got no score from the judge 'brightness"):
+        compare(loaded(path), str(tmp_path))
+    assert {line["prompt_index"] for line in winners(tmp_path)} == {0}
+    monkeypatch.setattr(Blinking, "unseen", ())
+    Counting.begin()
+    assert compare(loaded(path), str(tmp_path)).whole
+    assert left(tmp_path) == whole.left
+
+
+def test_silence_and_failures_are_counted_over_all_searches(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [f"--compare={path}", f"--output_dir={tmp_path}", "--set=seeds=[0,1]"]
+    broken = '--set=verifier_args={"name": "tests.interrupted:Broken"}'
+    assert main([*flags, broken, "--set=name=broken"]) == 4
+    told = capsys.readouterr()
+    assert told.out.count("failed: ZeroDivisionError") == 5
+    assert "5 prompts in a row failed, the last one: ZeroDivision" in told.err
+    assert "The same command goes on." in told.err
+    monkeypatch.setattr("experiment.stops.UNSCORED_IN_A_ROW", 13)  # a search shows 5
+    monkeypatch.setattr(Blinking, "unseen", [(prompt, 1.0) for prompt in PROMPTS])
+    assert main(flags) == 4
+    assert "13 images in a row got no score, the last one because: 503" in capsys.readouterr().err
 
 
 def test_a_second_process_is_refused_on_a_comparison(
@@ -81,7 +180,9 @@ def test_a_second_process_is_refused_on_a_comparison(
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_a_comparison_in_a_sentence(path: Path, tmp_path: Path) -> None:
+def test_a_full_disk_ends_a_comparison_in_a_sentence(
+    path: Path, whole: Whole, tmp_path: Path
+) -> None:
     """No file may grow beyond a few hundred bytes."""
 
     def cramped() -> None:
@@ -94,6 +195,5 @@ def test_a_full_disk_ends_a_comparison_in_a_sentence(path: Path, tmp_path: Path)
     assert "The disk is full: make room, and the same command goes on." in ended.stderr
     assert "Traceback" not in ended.stderr
     Counting.begin()
-    assert compare(loaded(path), str(tmp_path / "o"))
-    assert compare(loaded(path), str(tmp_path / "whole"))
-    assert winners(tmp_path / "o") == winners(tmp_path / "whole")
+    assert compare(loaded(path), str(tmp_path / "o")).whole
+    assert left(tmp_path / "o") == whole.left

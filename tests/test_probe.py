@@ -34,6 +34,8 @@ from search.core import Candidates, Rollout, Scored
 from search.ledger import Budget, Cost, Ledger, nfe_each
 from search.play import play
 from search.probing import PreviewProbing, Probing
+from tests.interrupted import Counting, content
+from tests.still_worlds import still_config
 from tests.toy import ToySpace
 from utils import UserError
 
@@ -374,6 +376,49 @@ def test_a_whole_probe_costs_what_its_plan_said_and_reports_what_its_rows_say(
     assert f"{at['value']:.2f}" in report
     for line in content["advice"]:
         assert line["text"][:40] in " ".join(report.split())
+
+
+def test_a_probe_that_is_cut_anywhere_goes_on_to_the_same_findings(tmp_path: Path) -> None:
+    own = still_config(tmp_path / "world", verifier_args={"name": "tests.interrupted:Counted"})
+    (tmp_path / "own.json").write_text(json.dumps(own))
+
+    def probed(root: str, *how: str) -> int:
+        asked = ["--probe=4", f"--pipeline_config_path={tmp_path / 'own.json'}"]
+        return main([*asked, f"--output_dir={tmp_path / root}", *how])
+
+    def folder(root: str) -> Path:
+        (found,) = (tmp_path / root).glob("probe/*/*/*/*")
+        return found
+
+    Counting.begin()
+    assert probed("whole") == 0
+    expected, calls, images = content(folder("whole")), Counting.calls, Counting.images
+    assert {"probe.json", "probe.png"} <= expected.keys()
+    for at, by_name in ((calls // 2, True), (calls - 1, False)):
+        Counting.begin(at, KeyboardInterrupt)
+        assert probed(f"cut{at}") == 130
+        seen = Counting.images
+        Counting.begin()
+        cut = folder(f"cut{at}")
+        again = main([f"--resume={cut}"]) if by_name else probed(f"cut{at}", "--resume=auto")
+        assert again == 0
+        assert content(cut) == expected
+        assert seen + Counting.images == images
+    # Cut between the run's end and its report.
+    (folder("whole") / "probe.json").unlink()
+    Counting.begin()
+    assert probed("whole", "--resume=auto") == 0
+    assert content(folder("whole")) == expected and not Counting.images
+
+
+def test_a_probe_of_which_every_prompt_failed_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = still_config(tmp_path / "world", verifier_args={"name": "tests.interrupted:Broken"})
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    asked = ["--probe=4", f"--pipeline_config_path={tmp_path / 'own.json'}"]
+    assert main([*asked, f"--output_dir={tmp_path / 'o'}"]) == 3
+    assert "2 prompts failed: summary.json says why." in capsys.readouterr().out
 
 
 def config(path: str, **changes: Any) -> Any:
