@@ -13,20 +13,27 @@ import html
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from experiment.drawing import Unreadable
-from experiment.report_measures import COSTS, Told, best_of_n, best_so_far, mean_curve, pairs
-from experiment.report_run import Candidate, LeftOut, Round, Searched
+from experiment.report_detail import detail, ends, short, values
+from experiment.report_measures import COSTS, Told, best_of_n, mean_curve, pairs
+from experiment.report_run import LeftOut
 from experiment.report_thumbnails import thumbnails
-from experiment.statistics import Estimate, bootstrap
+from experiment.statistics import bootstrap
 from utils import json_number, write_atomically
 
-HERE = Path(__file__).parent
+ASSETS = Path(__file__).parent / "page"
+SCRIPTS = (
+    "elements", "numbers", "records", "pictures", "tips", "charts", "runs", "gallery", "prompts",
+    "detail", "candidates", "lineage", "main",
+)  # fmt: skip
 REPORT = "report.html"
+REASONS = 5  # for failed prompts, the most frequent
 NAMED = 500  # files left out, beyond which they are only counted
 
 
@@ -48,7 +55,7 @@ def write_report(runs: Sequence[Told], path: Path) -> list[LeftOut]:
         "leftOutCount": len(left_out),
     }
     details = "\n".join(
-        f'<script type="application/json" id="p{at}">{_json(_detail(runs, key, thumbs))}</script>'
+        f'<script type="application/json" id="p{at}">{_json(detail(runs, key, thumbs))}</script>'
         for at, key in enumerate(keys)
     )
     write_atomically(path, _page(runs, index, details, len(keys)).encode("utf-8", "replace"))
@@ -56,26 +63,51 @@ def write_report(runs: Sequence[Told], path: Path) -> list[LeftOut]:
 
 
 def _page(runs: Sequence[Told], index: Mapping[str, Any], details: str, prompts: int) -> str:
-    template, style, script = (
-        (HERE / f"report.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "css", "js")
-    )
+    script = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
     title = " / ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
-    count = f"{prompts} prompt{'s' if prompts != 1 else ''}"
-    where = f"{len(runs)} runs" if len(runs) > 1 else str(runs[0].run.folder)
     parts = {
         "policy": _policy(script),
         "title": html.escape(title),
-        "subtitle": html.escape(f"{count}, {where}"),
-        "style": style,
+        "subtitle": html.escape(_subtitle(runs, prompts)),
+        "style": _asset("page.css"),
         "script": script,
         "index": _json(index),
         "prompts": details,
     }
     page = []
-    for piece in template.split("{{"):  # in one pass, so that no part is searched for marks
+    for piece in _asset("page.html").split("{{"):  # in one pass: no part is searched for marks
         name, closed, rest = piece.partition("}}")
         page.append(parts[name] + rest if closed else piece)
     return "".join(page)
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _subtitle(runs: Sequence[Told], prompts: int) -> str:
+    """What all runs share. No path: pages are sent to others."""
+    told = [_counted(prompts, "prompt")]
+    if len(runs) > 1:
+        told.append(_counted(len(runs), "run"))
+    for setting in (_model, _verifier):
+        shared = {setting(run) for run in runs}
+        told += filter(None, shared) if len(shared) == 1 else ()
+    if len(runs) == 1 and runs[0].run.folder.resolve().name != runs[0].name:
+        told.append(runs[0].run.folder.resolve().name)
+    return " · ".join(told)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _model(run: Told) -> str:
+    return run.setting("pretrained_model_name_or_path").rstrip("/").rsplit("/", 1)[-1]
+
+
+def _verifier(run: Told) -> str:
+    return run.setting("verifier_args", "name")
 
 
 def _policy(script: str) -> str:
@@ -99,7 +131,7 @@ def _json(content: Any) -> str:
 
 def _run(run: Told, page: Path) -> dict[str, Any]:
     means = {
-        metric.label: _estimate(bootstrap(known))
+        metric.label: ends(bootstrap(known))
         for metric in run.metrics
         if (known := [score for score in run.scores(metric.label) if not math.isnan(score)])
     }
@@ -107,10 +139,14 @@ def _run(run: Told, page: Path) -> dict[str, Any]:
         "name": run.name,
         "folder": _href(run.run.folder, page),
         "method": run.setting("search_args", "search_method"),
-        "model": run.setting("pretrained_model_name_or_path").rstrip("/").rsplit("/", 1)[-1],
-        "verifier": run.setting("verifier_args", "name"),
+        "model": _model(run),
+        "verifier": _verifier(run),
         "metrics": [[metric.label, metric.judge] for metric in run.metrics],
-        "prompts": len(run.run.searched),
+        "prompts": run.run.wanted,
+        "done": run.run.done,
+        "unfinished": run.run.unfinished,
+        "failed": Counter(run.run.failed.values()).most_common(REASONS),
+        "failedPrompts": len(run.run.failed),
         "winners": len(run.winners),
         "means": means,
         "totals": {cost: json_number(run.total(cost)) for cost in COSTS},
@@ -118,10 +154,10 @@ def _run(run: Told, page: Path) -> dict[str, Any]:
         "fooled": len(run.fooled),
         "correlations": {name: json_number(rho) for name, rho in run.correlations.items()},
         "curves": {
-            cost: [[_round(x), *_estimate(mean)] for x, mean in mean_curve(run, cost)]
+            cost: [[short(x), *ends(mean)] for x, mean in mean_curve(run, cost)]
             for cost in run.costs
         },
-        "bestOfN": [[n, *_estimate(mean)] for n, mean in best_of_n(run)],
+        "bestOfN": [[n, *ends(mean)] for n, mean in best_of_n(run)],
     }
 
 
@@ -139,8 +175,8 @@ def _pairs(runs: Sequence[Told]) -> list[list[Any]]:
             places[id(each.ours)],
             places[id(each.theirs)],
             each.prompts,
-            _estimate(each.difference),
-            _estimate(each.wins),
+            ends(each.difference),
+            ends(each.wins),
         ]
         for each in pairs(runs)
     ]
@@ -155,104 +191,15 @@ def _prompt(runs: Sequence[Told], key: tuple[str, int]) -> dict[str, Any]:
         "runs": [
             searched
             and {
-                "values": _values(run, searched.best) if searched.best else None,
+                "values": values(run, searched.best) if searched.best else None,
                 "failures": sum(1 for c in searched.candidates if c.status in run.failures),
                 "fooled": key in run.fooled,
+                **({"failed": searched.failed} if searched.failed else {}),
+                **({"unfinished": True} if searched.unfinished else {}),
             }
             for run, searched in found
         ],
     }
-
-
-# The details: what is shown of a prompt that is opened.
-
-
-def _detail(
-    runs: Sequence[Told], key: tuple[str, int], thumbs: Mapping[Path, str]
-) -> list[dict[str, Any] | None]:
-    found: list[dict[str, Any] | None] = []
-    for run in runs:
-        searched = run.run.by_key.get(key)
-        found.append(_searched(run, searched, thumbs) if searched else None)
-    return found
-
-
-def _searched(run: Told, searched: Searched, thumbs: Mapping[Path, str]) -> dict[str, Any]:
-    best = searched.best
-    return {
-        "stem": searched.stem,
-        "best": best.id if best else None,
-        "thumb": thumbs.get(run.run.folder / best.path) if best and best.path else None,
-        "rounds": _rounds(run, searched),
-        "curves": {
-            cost: [[_round(x), _round(y)] for x, y in best_so_far(searched, cost)]
-            for cost in run.costs
-        },
-        "rows": [_row(run, searched, each) for each in searched.candidates],
-    }
-
-
-def _rounds(run: Told, searched: Searched) -> list[dict[str, Any]]:
-    """Every round: those with a record by it, others with the reason why there is none."""
-    recorded: dict[int, Round] = {each.number: each for each in searched.rounds}
-    sizes: dict[int, int] = {}
-    scored: set[int] = set()
-    rejected: set[int] = set()  # only of such rounds pictures are not kept
-    for candidate in searched.candidates:
-        if candidate.finished:
-            sizes[candidate.round] = sizes.get(candidate.round, 0) + 1
-            if not math.isnan(candidate.score):
-                scored.add(candidate.round)
-                if candidate.path is None:
-                    rejected.add(candidate.round)
-    rounds = []
-    for number in sorted(recorded.keys() | sizes.keys()):
-        each = recorded.get(number)
-        shown = each is not None and each.path in run.run.names
-        missing = "no winner recorded" if number in scored else "nothing scored"
-        missing = "rejected: no better one" if number in rejected else missing
-        rounds.append(
-            {
-                "number": number,
-                "id": each.id if each else None,
-                "score": _round(each.score) if each else None,
-                "n": each.num_noises if each else sizes.get(number, 0),
-                "name": each.path if each and shown else None,
-                "why": "image missing" if each else missing,
-                "explanation": each.explanation if each else "",
-            }
-        )
-    return rounds
-
-
-def _row(run: Told, searched: Searched, each: Candidate) -> list[Any]:
-    """A candidate's fields in the order that the script names them."""
-    return [
-        each.id,
-        each.round,
-        each.step,
-        each.steps,
-        each.seed,
-        each.status,
-        _values(run, each),
-        _round(each.guidance),
-        each.draft,
-        _round(each.nfe),
-        _round(each.seconds),
-        each.parents,
-        _picture(run, searched, each),
-        each.explanation,
-        _sound(each.recipe),
-    ]
-
-
-def _picture(run: Told, searched: Searched, each: Candidate) -> int | str:
-    """0 for none, 1 for the name that the row implies, 2 for one that is missing, or a name."""
-    if each.path is None:
-        return 0
-    if each.path not in run.run.names:
-        return 2
-    return 1 if each.path == f"{searched.stem}_i@{each.round}_s@{each.seed}.png" else each.path
 
 
 def _thumbs(
@@ -273,31 +220,3 @@ def _thumbs(
         else:
             found[path] = thumb
     return found, unreadable
-
-
-# Numbers.
-
-
-def _sound(value: Any) -> Any:
-    """The same without what JSON cannot hold, which a foreign row may."""
-    if isinstance(value, dict):
-        return {name: _sound(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_sound(each) for each in value]
-    return json_number(value) if isinstance(value, float) else value
-
-
-def _values(run: Told, candidate: Candidate) -> list[float | None]:
-    return [_round(value) for value in run.values(candidate)]
-
-
-def _estimate(estimate: Estimate) -> list[float | None]:
-    return list(map(_round, (estimate.mean, estimate.low, estimate.high)))
-
-
-def _round(value: float) -> float | int | None:
-    """A number in six significant digits, whole ones as such: a page has a million of them."""
-    if not math.isfinite(value):
-        return None
-    short = float(f"{value:.6g}")
-    return int(short) if short == int(short) and abs(short) < 2**53 else short

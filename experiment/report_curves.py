@@ -22,6 +22,7 @@ COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#B77700", "#56
 LINES = ("-", (0, (5, 2)), (0, (1, 1.5)))
 PANEL = (5.6, 3.9)  # inches
 COLUMNS = 2
+MOST_BANDS = 4  # of runs in a panel; more would hide each other's lines
 
 Curve = Sequence[tuple[float, Estimate]] | Sequence[tuple[int, Estimate]]
 
@@ -58,7 +59,9 @@ def write_report_curves(runs: Sequence[Told], path: Path) -> bool:
     handles = [axes[0][0].plot([], [], **_style(at))[0] for at in range(len(runs))]
     names = [_plain(run.name) for run in runs]
     figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
-    figure.supxlabel(f"means over prompts, {LEVEL:.0%} bootstrap intervals", fontsize=9)
+    banded = max(len(panel.curves) for panel in panels) <= MOST_BANDS
+    bands = f", {LEVEL:.0%} bootstrap intervals" if banded else ""
+    figure.supxlabel(f"means over prompts{bands}", fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     pyplot.close(figure)
@@ -83,24 +86,38 @@ def _panels(runs: Sequence[Told], metric: str) -> Iterator[Panel]:
 
 def _draw(axis: Axes, panel: Panel) -> None:
     for at, curve in panel.curves.items():
-        x, estimates = [point[0] for point in curve], [point[1] for point in curve]
+        x, estimates = [float(point[0]) for point in curve], [point[1] for point in curve]
         means = [each.mean for each in estimates]
         lows, highs = [each.low for each in estimates], [each.high for each in estimates]
         color = COLORS[at % len(COLORS)]
+        marked = slice(-1, None) if panel.steps else slice(None)
+        axis.plot(x[marked], means[marked], marker="o", ms=4, ls="", color=color)
         if panel.steps:
-            axis.plot(x, means, drawstyle="steps-post", **_style(at))
-            axis.plot(x[-1:], means[-1:], marker="o", ms=4, color=color)
-            axis.fill_between(x, lows, highs, step="post", color=color, alpha=0.1, lw=0)
+            axis.plot(*stairs(x, means), solid_joinstyle="miter", **_style(at))
         else:
-            axis.plot(x, means, marker="o", ms=4, **_style(at))
-            axis.fill_between(x, lows, highs, color=color, alpha=0.1, lw=0)
-    if not panel.steps:
+            axis.plot(x, means, **_style(at))
+        if len(panel.curves) <= MOST_BANDS:
+            step: Any = "post" if panel.steps else None
+            axis.fill_between(x, lows, highs, step=step, color=color, alpha=0.1, lw=0)
+    if panel.steps:
+        axis.set_xlim(left=0)  # where every search begins
+        if all(point[0] == int(point[0]) for curve in panel.curves.values() for point in curve):
+            axis.locator_params(axis="x", integer=True)
+    else:
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_title(panel.title, loc="left", fontsize=10)
     axis.set_ylabel(_plain(panel.metric))
     axis.grid(axis="y", color="#DDDDDD", lw=0.6)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def stairs(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The corners of a line on which a value holds until the next, to the riser of the last."""
+    corners = [(x[0], y[0])]
+    for at in range(1, len(x)):
+        corners += [(x[at], y[at - 1]), (x[at], y[at])]
+    return [corner[0] for corner in corners], [corner[1] for corner in corners]
 
 
 def _plain(text: str) -> str:

@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiment.estimators import expected_best, fooled, rank_correlation, win_rate
+from experiment.report_names import names, setting
 from experiment.report_run import UNRECORDED, Candidate, Named, Run, Searched
 from experiment.statistics import Estimate, bootstrap
 from utils import free_name
@@ -123,10 +122,7 @@ class Told:
 
     def setting(self, *keys: str) -> str:
         """A value of the run's config, by the way to it; empty where it has none."""
-        value: Any = self.run.config
-        for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return str(value) if isinstance(value, str | int | float) else ""
+        return setting(self.run.config, keys)
 
     def _chosen(self) -> str:
         rounds = (each.metric for searched in self.run.searched for each in searched.rounds)
@@ -138,25 +134,8 @@ class Told:
 
 
 def told(runs: Sequence[Run]) -> list[Told]:
-    """Runs by the shortest names that tell them apart: method, folder, or both."""
-    methods = [Told("", run).setting("search_args", "search_method") for run in runs]
-    folders = [run.folder.resolve() for run in runs]
-    for names in (
-        [method or folder.name for method, folder in zip(methods, folders, strict=True)],
-        [folder.name for folder in folders],
-        [f"{m} {f.name}".strip() for m, f in zip(methods, folders, strict=True)],
-        _own_parts(folders),
-        list(map(str, folders)),
-    ):
-        if len(set(names)) == len(names):
-            break
-    return [Told(name, run) for name, run in zip(names, runs, strict=True)]
-
-
-def _own_parts(folders: Sequence[Path]) -> list[str]:
-    """Of each path the parts that not all have."""
-    shared = set.intersection(*(set(folder.parts) for folder in folders))
-    return ["/".join(part for part in folder.parts if part not in shared) for folder in folders]
+    """Runs with the shortest names that tell them apart."""
+    return [Told(name, run) for name, run in zip(names(runs), runs, strict=True)]
 
 
 def _label(named: Named, taken: Sequence[Metric]) -> str:

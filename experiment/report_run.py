@@ -70,15 +70,22 @@ class Round:
 
 @dataclass(frozen=True)
 class Searched:
-    """One prompt of a run. best: its winner, if anything was scored."""
+    """One prompt of a run. best: its winner, if anything was scored.
+
+    index: its number in the run, from 0, if rows tell. failed: why its search did. unfinished:
+    whether that was still to go on.
+    """
 
     text: str
     occurrence: int  # among equal prompts
+    index: int | None
     stem: str
     category: str
     candidates: tuple[Candidate, ...]
     rounds: tuple[Round, ...]
     best: Candidate | None
+    failed: str = ""
+    unfinished: bool = False
 
     @property
     def key(self) -> tuple[str, int]:
@@ -88,14 +95,35 @@ class Searched:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. names: the files that are there."""
+    """A run folder. names: the files that are there.
+
+    unfinished: whether it was to go on. asked: for how many prompts it was to search, if its config
+    says so.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     searched: tuple[Searched, ...]
     names: frozenset[str]
     left_out: tuple[LeftOut, ...]
+    unfinished: bool = False
+    asked: int | None = None
 
     @cached_property
     def by_key(self) -> dict[tuple[str, int], Searched]:
         return {each.key: each for each in self.searched}
+
+    @cached_property
+    def failed(self) -> dict[tuple[str, int], str]:
+        """By prompt why its search failed."""
+        return {each.key: each.failed for each in self.searched if each.failed}
+
+    @property
+    def done(self) -> int:
+        """How many prompts were searched for to the end."""
+        return sum(not each.failed and not each.unfinished for each in self.searched)
+
+    @property
+    def wanted(self) -> int:
+        """How many prompts it was to search for, as far as that is known."""
+        return max(len(self.searched), (self.asked or 0) if self.unfinished else 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ COLUMNS = (
     "run", "quantity", "metric", "against", "n", "prompts", "value", "low", "high", "category"
 )  # fmt: skip
 MOST_CATEGORIES = 40  # more are as good as none
+MOST_FAILED = 50  # prompts that table.md names
 SIGNED = "+.3g"
 
 
@@ -96,6 +98,12 @@ def _lines(runs: Sequence[Told], galleries: Sequence[Gallery]) -> Iterator[Line]
         for status, count in run.failures.items():
             number = Estimate(float(count), math.nan, math.nan)
             yield Line(name, "failures", status, len(run.run.searched), number)
+        for reason, count in Counter(run.run.failed.values()).items():
+            number = Estimate(float(count), math.nan, math.nan)
+            yield Line(name, "failed_prompts", reason, run.run.wanted, number)
+        if run.run.unfinished:
+            number = Estimate(float(run.run.done), math.nan, math.nan)
+            yield Line(name, "finished_prompts", "", run.run.wanted, number)
     for run, gallery in zip(runs, galleries, strict=False):
         for quantity, value in gallery.numbers.items():
             number = Estimate(value, math.nan, math.nan)
@@ -113,6 +121,7 @@ def as_markdown(runs: Sequence[Told], galleries: Sequence[Gallery]) -> str:
         f"In brackets: {LEVEL:.0%} bootstrap intervals over prompts, {RESAMPLES} resamples.",
         "",
         *_winners(runs),
+        *_failed(runs),
         *_by_category(runs),
         *_best_of_n(runs),
         *_trust(runs),
@@ -130,8 +139,24 @@ def _winners(runs: Sequence[Told]) -> Iterator[str]:
     for run in runs:
         scores = [_text(bootstrap(_known(run.scores(label)))) for label in labels]
         spending = [_text(bootstrap(_costs(run, cost))) for cost in COSTS]
-        scored = f"{len(run.winners)} of {len(run.run.searched)}"
+        scored = f"{len(run.winners)} of {run.run.wanted}"
+        scored += f", unfinished: {run.run.done} done" if run.run.unfinished else ""
         yield _row(run.name, scored, *scores, *spending)
+    yield ""
+
+
+def _failed(runs: Sequence[Told]) -> Iterator[str]:
+    """The prompts whose search failed, and why."""
+    if not any(run.run.failed for run in runs):
+        return
+    yield from ("## Prompts that failed", "")
+    for run in runs:
+        failed = list(run.run.failed.items())
+        for (text, _), reason in failed[:MOST_FAILED]:
+            who = f"{_plain(run.name)}, " if len(runs) > 1 else ""
+            yield f"- {who}{_plain(text)}: {_plain(reason)}"
+        if len(failed) > MOST_FAILED:
+            yield f"- and {len(failed) - MOST_FAILED} more of {_plain(run.name)}"
     yield ""
 
 
@@ -230,7 +255,8 @@ def _galleries(runs: Sequence[Told], galleries: Sequence[Gallery]) -> Iterator[s
 
 
 def _costs(run: Told, cost: str) -> list[float]:
-    return _known([spent(searched, cost) for searched in run.run.searched])
+    """By prompt; one that failed before it had a candidate is none that was searched for."""
+    return _known([spent(each, cost) for each in run.run.searched if each.candidates])
 
 
 def _known(values: Sequence[float]) -> list[float]:

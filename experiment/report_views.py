@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +13,7 @@ from experiment.report_read import read_run
 from experiment.report_run import LeftOut, Run
 from utils import UserError, write_atomically
 
+REASONS = 3  # for failed prompts, the most frequent
 NAMED = 20  # things left out of a run, beyond which they are only counted
 
 Tell = Callable[[str], None]
@@ -63,6 +65,7 @@ def write_views(views: Views, folders: Sequence[Path], tell: Tell) -> int:
     if not runs:
         return status
     for run in runs:
+        _tell_state(run, tell)
         _tell_left_out(run, run.left_out, tell)
     for path in _written(views, told(runs), tell):
         print(path, flush=True)
@@ -113,6 +116,17 @@ def _top(run: Told, k: int, tell: Tell) -> Iterator[Path]:
             path = run.run.folder / picture.name
             write_atomically(path, png_bytes(image))
             yield path
+
+
+def _tell_state(run: Run, tell: Tell) -> None:
+    """Say what of a run is not there to be seen."""
+    if run.unfinished:
+        of = f" of {run.wanted}" if run.wanted > len(run.searched) or run.asked else ""
+        tell(f"note: {run.folder} is unfinished: {run.done}{of} prompts are done.")
+    reasons = Counter(run.failed.values()).most_common(REASONS)
+    if reasons:
+        said = "; ".join(f"{reason} ({count})" for reason, count in reasons)
+        tell(f"warning: {len(run.failed)} of {run.wanted} prompts of {run.folder} failed: {said}")
 
 
 def _tell_left_out(run: Run, left_out: Sequence[LeftOut], tell: Tell) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from experiment.statistics import bootstrap
 from process_results import main
-from tests.test_report import PROMPTS as RUN_PROMPTS
-from tests.test_report import Made
+from tests.made_runs import PROMPTS as RUN_PROMPTS
+from tests.made_runs import Made
 from utils import path_part
 
 PROMPTS = ("a cat", "a dog", "a boat", "a tree")

@@ -6,13 +6,8 @@ import csv
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from html.parser import HTMLParser
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiment.report_curves import stairs
 from experiment.report_measures import (
     NFE,
     SECONDS,
@@ -33,122 +29,16 @@ from experiment.report_measures import (
 )
 from experiment.report_read import read_run
 from experiment.top_k import top, top_pictures
-from process_results import main
+from tests.made_runs import (
+    HOSTILE,
+    PROMPTS,
+    Made,
+    Page,
+    categorised,
+    graded_run,
+    run_main,
+)
 from utils import ROOT, UserError, prompt_stem
-
-HOSTILE = '</script><script>alert(1)</script> "a" & <img src=x onerror=alert(2)> \u2028 \ud83d'
-PROMPTS = ("a red circle", HOSTILE, "a cat", "a dog", "a robot", "a boat")
-
-
-class Made:
-    """A run folder written row by row, as a run does it."""
-
-    def __init__(self, folder: Path, method: str = "random", metric: str = "overall_score") -> None:
-        folder.mkdir(parents=True)
-        self.folder, self.metric = folder, metric
-        self.rows: list[dict[str, Any]] = []
-        config = {
-            "pretrained_model_name_or_path": "models/tiny",
-            "verifier_args": {"name": "grader", "choice_of_metric": metric},
-            "search_args": {"search_method": method},
-        }
-        (folder / "config.json").write_text(json.dumps(config))
-
-    def row(self, prompt: str, score: float | None, **fields: Any) -> dict[str, Any]:
-        """A finished candidate with its image, unless the fields say otherwise."""
-        index = PROMPTS.index(prompt)
-        number = sum(row["prompt_index"] == index for row in self.rows)
-        row = {
-            "id": number, "prompt": prompt, "prompt_index": index, "round": 1, "step": 20,
-            "steps": 20, "seed": 1000 * index + number, "recipe": {"op": "draw", "index": number},
-            "parents": [], "status": "unscored" if score is None else "ok", "score": score,
-            "scores": {"grader": {self.metric: score, "realism": 2.0}} if score else {},
-            "judges": {}, "explanation": "", "details": {}, "guidance": 1.0, "draft": False,
-            "nfe": 20, "rows": 40, "batch_size": 2, "seconds": 0.5, "path": "",
-        } | fields  # fmt: skip
-        if row["path"] == "":
-            row["path"] = f"{prompt_stem(prompt)}_i@{row['round']}_s@{row['seed']}.png"
-            color = (37 * number % 256, 60 * index % 256, 99)
-            Image.new("RGB", (48, 48), color).save(self.folder / row["path"])
-        self.rows.append(row)
-        return row
-
-    def write(self) -> Path:
-        """The rows, and for each round of a prompt its winner's record."""
-        text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        (self.folder / "candidates.jsonl").write_text(text)
-        rounds: dict[tuple[int, int], list[dict[str, Any]]] = {}
-        for row in self.rows:
-            if row["path"] and row["score"] is not None:
-                rounds.setdefault((row["prompt_index"], row["round"]), []).append(row)
-        for (_, number), own in rounds.items():
-            won = max(own, key=lambda row: float(row["score"]))
-            record = {
-                "prompt": won["prompt"], "search_round": number, "num_noises": len(own),
-                "best_noise_seed": won["seed"], "choice_of_metric": self.metric,
-                "best_score": {"explanation": won["explanation"], "score": won["score"]},
-                "best_img_path": "gone", "best_id": won["id"], "judges": won["judges"],
-            }  # fmt: skip
-            (self.folder / won["path"]).with_suffix(".json").write_text(json.dumps(record))
-        return self.folder
-
-
-def categorised(folder: Path) -> Path:
-    """Two prompts of one category, one of another, one of none."""
-    made = Made(folder)
-    for prompt, category, score in (
-        ("a red circle", "shapes", 1.0),
-        ("a boat", "shapes", 2.0),
-        ("a cat", "animals", 5.0),
-        ("a dog", None, 7.0),
-    ):
-        made.row(prompt, score, category=category)
-    return made.write()
-
-
-def graded_run(folder: Path, shift: float = 0.0, method: str = "random") -> Path:
-    """Six prompts of three rounds; the judge goes with the verifier but for the last prompt."""
-    made = Made(folder, method)
-    rng = np.random.default_rng(7)
-    for at, prompt in enumerate(PROMPTS):
-        scores = np.sort(rng.uniform(1, 5, size=6)) + at + shift
-        for i in (3, 0, 5, 1, 4, 2):
-            judged = {"clip": {"clip_score": 0.1 if prompt == PROMPTS[-1] else 0.2 + 0.1 * at}}
-            made.row(
-                prompt,
-                float(scores[i]),
-                round=1 + i % 3,
-                judges=judged if i == 5 else {},
-                explanation=f"{HOSTILE} says {i}",
-            )
-        made.row(prompt, None, round=3, status="blocked", explanation="SAFETY <b>bold</b>")
-    return made.write()
-
-
-class Page(HTMLParser):
-    """What of a page is markup, and its JSON."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.data: dict[str, Any] = {}
-        self._id: str | None = None
-        self.text = path.read_text(encoding="utf-8")
-        self.feed(self.text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._id = dict(attrs).get("id") if tag == "script" else None
-
-    def handle_data(self, data: str) -> None:
-        if self._id:
-            self.data[self._id] = json.loads(data)
-            self._id = None
-
-
-def run_main(*arguments: object) -> int:
-    return main(["--path", *map(str, arguments)])
-
 
 # Reading.
 
@@ -377,6 +267,29 @@ def test_runs_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
     assert names(a, b, d) == ["clip/1", "clip/2", "hps/1"]
 
 
+def test_runs_are_called_by_their_settings_before_their_folders(tmp_path: Path) -> None:
+    def run(name: str, **changes: Any) -> Path:
+        made = Made(tmp_path / name)
+        made.row("a cat", 1.0)
+        config = json.loads((made.folder / "config.json").read_text()) | changes
+        (made.folder / "config.json").write_text(json.dumps(config))
+        return made.write()
+
+    def names(*folders: Path) -> list[str]:
+        return [run.name for run in told([read_run(folder) for folder in folders])]
+
+    one = run("20260101_000000", pretrained_model_name_or_path="models/one", seed=0)
+    other = run("20260102_000000", pretrained_model_name_or_path="other/two/", seed=1)
+    again = run("20260103_000000", pretrained_model_name_or_path="models/one", seed=1)
+    strict = run("20260104_000000", search_args={"search_method": "random", "pool": "nested"})
+    clip = run("20260105_000000", verifier_args={"name": "clip"}, budget={"nfe": 80})
+    assert names(one, other) == ["one", "two"]
+    assert names(one, other, again) == ["one seed 0", "two seed 1", "one seed 1"]
+    assert names(strict, run("20260106_000000")) == ["20260104_000000", "20260106_000000"]
+    assert names(clip, strict) == ["clip", "grader"]
+    assert names(one) == ["random"]
+
+
 # The page.
 
 
@@ -446,6 +359,35 @@ def test_the_page_is_the_same_each_time(tmp_path: Path) -> None:
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
+def test_a_rejected_round_that_holds_the_best_stands_in_its_place(tmp_path: Path) -> None:
+    made = Made(tmp_path / "run", "zero-order")
+    made.row("a cat", 1.0)
+    made.row("a cat", 3.0, round=2)  # kept, as the prompt's best so far
+    made.row("a cat", 2.0, round=2, path=None)
+    made.row("a cat", 0.5, round=3, path=None)
+    made.row("a cat", 2.5, round=4)
+    folder = made.write()
+    (folder / made.rows[1]["path"]).with_suffix(".json").unlink()  # a rejected round has none
+    assert run_main(folder, "--report") == 0
+    (shown,) = Page(folder / "report.html").data["p0"]
+    assert shown["best"] == 1
+    told = [(r["number"], r["id"], r["score"], r["n"], r["name"], r["rejected"])
+            for r in shown["rounds"]]  # fmt: skip
+    assert told == [
+        (1, 0, 1, 1, made.rows[0]["path"], False),
+        (2, 1, 3, 2, made.rows[1]["path"], True),
+        (3, 3, 0.5, 1, None, True),
+        (4, 4, 2.5, 1, made.rows[4]["path"], False),
+    ]
+    assert shown["rounds"][2]["why"] == "rejected: no better one"
+
+
+def test_the_page_tells_no_path(tmp_path: Path) -> None:
+    folder = graded_run(tmp_path / "run")
+    assert run_main(folder, "--report") == 0
+    assert str(tmp_path) not in Page(folder / "report.html").text
+
+
 # Tables, curves, the best.
 
 
@@ -506,6 +448,11 @@ def test_the_curves_are_a_picture(tmp_path: Path) -> None:
     assert run_main(*runs, "--curves", "--output", tmp_path / "out") == 0
     with Image.open(tmp_path / "out" / "curves.png") as picture:
         assert picture.width > 1000 and picture.height > 800  # two panels by two
+
+
+def test_curves_end_with_a_riser_where_the_last_value_is_another() -> None:
+    assert stairs([20, 40, 60], [1, 2, 3]) == ([20, 40, 40, 60, 60], [1, 1, 2, 2, 3])
+    assert stairs([20], [1]) == ([20], [1])
 
 
 def test_a_run_without_a_score_has_no_curves(
@@ -625,235 +572,3 @@ def test_features_of_a_local_model_reach_the_tables(tmp_path: Path) -> None:
         assert float(row["value"]) == pytest.approx(expected, rel=1e-3, abs=1e-2)
     np.savez(statistics, mu=np.zeros(model.width + 1), sigma=np.eye(model.width + 1))
     assert run_main(folder, *flags) == 2
-
-
-# In a browser.
-
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable",
-            "chromium-headless-shell")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    try:
-        api = import_module("playwright.sync_api")
-    except ImportError:
-        pytest.skip("Playwright is not installed: pip install playwright")
-    with api.sync_playwright() as playwright:
-        path = next(filter(None, map(shutil.which, BROWSERS)), None)
-        try:
-            chromium = playwright.chromium.launch(executable_path=path)
-        except api.Error:
-            pytest.skip("No Chromium is installed: playwright install chromium")
-        yield chromium
-        chromium.close()
-
-
-def lineage_run(folder: Path) -> Path:
-    """A winner that comes from two earlier images, these from a draw."""
-    made = Made(folder, "zero-order")
-    for prompt in PROMPTS:
-        made.row(prompt, 1.0)
-        made.row(prompt, 2.0, parents=[0], recipe={"op": "perturb", "of": 0, "cosine": 0.9})
-        made.row(prompt, 2.5, parents=[0], recipe={"op": "perturb", "of": 0, "cosine": 0.9})
-        made.row(prompt, 9.0, parents=[1, 2], round=2, recipe={"op": "perturb", "of": 1})
-        made.row(prompt, 0.5, step=10, path=None, guidance=1.5)
-    return made.write()
-
-
-def opened(browser: Any, page: Path, width: int) -> tuple[Any, list[str]]:
-    """A tab with the page, and all that goes wrong in it."""
-    tab = browser.new_page(viewport={"width": width, "height": 900})
-    wrong: list[str] = []
-    tab.on("console", lambda message: wrong.append(message.text))
-    tab.on("pageerror", lambda error: wrong.append(str(error)))
-    tab.on("dialog", lambda dialog: wrong.extend([dialog.message] * (dialog.dismiss() is None)))
-    tab.on("request", lambda request: wrong.extend([request.url] * ("http" in request.url)))
-    tab.goto(page.as_uri())
-    return tab, wrong
-
-
-def until(found: Any, script: str) -> None:
-    """Wait until a function of an element holds; the page's policy forbids Playwright's own way."""
-    ends = time.monotonic() + 10
-    while not found.evaluate(script):
-        assert time.monotonic() < ends, script
-        time.sleep(0.02)
-
-
-def texts(found: Any) -> list[str]:
-    """Of hidden ones too: what is out of view is not laid out."""
-    return [text.strip() for text in found.all_text_contents()]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_in_a_browser(browser: Any, tmp_path: Path, width: int) -> None:
-    runs: Sequence[Path] = [graded_run(tmp_path / "one"), lineage_run(tmp_path / "two")]
-    assert run_main(*runs, "--report", "--output", tmp_path / "out") == 0
-    tab, wrong = opened(browser, tmp_path / "out" / "report.html", width)
-    assert tab.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
-
-    # Both runs are compared.
-    first, second = told(list(map(read_run, runs)))
-    found = pair(second, first, "overall_score")
-    assert found is not None
-    compared = tab.locator("#pairs tbody tr").first.text_content()
-    assert "zero-order" in compared and f"{found.wins.mean:.0%}".replace("%", " %") in compared
-    tab.locator("#curves svg .curve").nth(1).wait_for()
-
-    # Prompts are sorted, filtered and found.
-    listed = tab.locator("#list > .prompt > summary b")
-    assert texts(listed)[0] == PROMPTS[0]
-    tab.get_by_label("sort prompts").select_option("overall_score of random down")
-    assert texts(listed)[0] == PROMPTS[-1]
-    tab.get_by_label("show", exact=True).select_option("fooled")
-    assert texts(listed) == [PROMPTS[-1]]
-    tab.get_by_label("show", exact=True).select_option("all")
-    tab.get_by_label("find in prompts").fill("cat")
-    assert texts(listed) == ["a cat"]
-
-    # A prompt is built when it is opened; its winners are framed.
-    assert tab.locator(".detail").count() == 0
-    tab.locator(".prompt > summary").click()
-    tab.locator(".detail").wait_for()
-    assert tab.locator(".strip .won").count() == 2
-    tab.locator(".detail svg .curve").nth(1).wait_for()
-
-    # Candidates are sorted by any metric, and filtered.
-    table = tab.locator(".candidates tbody")
-    column = tab.locator(".candidates th", has_text="overall_score")
-    column.get_by_role("button").click()
-    assert column.get_attribute("aria-sort") == "descending"
-    scores = [float(text) for text in texts(table.locator("td:nth-child(5)")) if text != "–"]
-    assert scores == sorted(scores, reverse=True) and len(scores) == 6
-    assert texts(table.locator("td:nth-child(5)"))[-1] == "–"
-    assert tab.evaluate("document.activeElement.dataset.key") == "overall_score"
-    tab.keyboard.press("Enter")
-    assert column.get_attribute("aria-sort") == "ascending"
-    assert texts(table.locator("td:nth-child(5)"))[-1] == "–"  # what has none stays last
-    tab.get_by_role("button", name="without a score 1").click()
-    assert table.locator("tr").count() == 1 and "blocked" in table.inner_text()
-
-    # Explanations, by keyboard.
-    table.locator("td.why button").focus()
-    assert tab.locator("#tip").inner_text() == "SAFETY <b>bold</b>"
-    tab.keyboard.press("Escape")
-    assert tab.locator("#tip").is_hidden()
-
-    # The other run's winner comes from a draw by way of two images.
-    tab.locator(".candidates").get_by_role("button", name="zero-order").click()
-    tab.get_by_role("button", name="previews 1").click()
-    assert "×1.50" in table.inner_text()
-    tab.get_by_role("button", name="Where the winner comes from").nth(1).click()
-    stages = tab.locator("#lineage .stage")
-    assert stages.count() == 3
-    assert [stages.nth(i).locator(".node").count() for i in range(3)] == [1, 2, 1]
-    assert "fresh noise" in stages.nth(0).inner_text()
-    assert "perturb from #1, #2" in stages.nth(2).inner_text()
-    tab.keyboard.press("Escape")
-    assert not tab.locator("#lineage").is_visible()
-
-    # Hostile text is only text, and no image was refused.
-    tab.get_by_label("find in prompts").fill("script")
-    assert tab.locator(".prompt > summary b").text_content() == HOSTILE
-    tab.locator(".prompt > summary").click()
-    tab.locator(".candidates img").first.scroll_into_view_if_needed()
-    tab.wait_for_timeout(300)
-    loaded = "[...document.images].filter(i => i.complete).every(i => i.naturalWidth > 0)"
-    assert tab.evaluate(loaded) and tab.locator(".candidates img").count() > 0
-    assert wrong == []
-    tab.close()
-
-
-@pytest.mark.slow
-def test_videos_play_in_the_page_or_are_linked(browser: Any, tmp_path: Path) -> None:
-    from experiment.video import mp4_bytes
-
-    made = Made(tmp_path / "run")
-    colors = ((250, 20, 20), (20, 20, 250))
-    for number, color in enumerate(colors):
-        name = f"{prompt_stem('a cat')}_i@1_s@{number}.mp4"
-        made.row("a cat", 1.0 + number, seed=number, path=name)
-        frames = [Image.new("RGB", (64, 64), color) for _ in range(8)]
-        (made.folder / name).write_bytes(mp4_bytes(frames, 8))
-    broken = f"{prompt_stem('a cat')}_i@1_s@9.mp4"
-    made.row("a cat", 0.5, seed=9, path=broken)
-    (made.folder / broken).write_bytes(b"no video")
-    assert run_main(made.write(), "--report") == 0
-    tab, wrong = opened(browser, made.folder / "report.html", 1280)
-    tab.locator(".prompt > summary").click()
-    rows = tab.locator(".candidates tbody tr")
-    hrefs = [rows.nth(i).locator("a.picture").get_attribute("href") for i in range(3)]
-    assert [unquote(str(href)) for href in hrefs] == [row["path"] for row in made.rows]
-    plays = "document.createElement('video').canPlayType('video/mp4; codecs=\"avc1.64001f\"')"
-    if not tab.evaluate(plays):  # a Chromium without H.264
-        assert tab.locator("video").count() == 0
-        assert tab.locator(".strip a.picture img").count() == 1  # the winner's thumbnail
-        tab.close()
-        return
-    rows.last.scroll_into_view_if_needed()
-    until(rows.first, "r => r.parentElement.querySelectorAll('video').length === 2")
-    winner = tab.locator(".strip video")
-    assert winner.get_attribute("poster").startswith("data:image/webp")
-    small = rows.nth(0).locator("video")
-    until(small, "v => v.readyState >= 1")
-    assert small.evaluate("v => [v.videoWidth, v.videoHeight, v.duration]") == [64, 64, 1.0]
-    small.hover()
-    until(small, "v => !v.paused && v.currentTime > 0.1")
-    tab.mouse.move(0, 0)
-    until(small, "v => v.paused")
-    winner.evaluate("v => v.play()")
-    until(winner, "v => v.currentTime > 0.2")
-    assert wrong == []
-    tab.close()
-
-
-@pytest.mark.slow
-def test_lineages_come_to_an_end(browser: Any, tmp_path: Path) -> None:
-    """Rows that were damaged may be missing, or name each other as parents."""
-    made = Made(tmp_path / "run")
-    made.row("a cat", 1.0, parents=[2])
-    made.row("a cat", 2.0, parents=[77])
-    made.row("a cat", 3.0, parents=[0, 1])
-    assert run_main(made.write(), "--report") == 0
-    tab, wrong = opened(browser, made.folder / "report.html", 1280)
-    tab.locator(".prompt > summary").click()
-    tab.get_by_role("button", name="Where the winner comes from").click()
-    assert tab.locator("#lineage .node").count() == 3
-    assert "Not recorded: #77" in tab.locator("#lineage").inner_text()
-    assert wrong == []
-    tab.close()
-
-
-@pytest.mark.slow
-def test_prompts_are_filtered_by_category(browser: Any, tmp_path: Path) -> None:
-    assert run_main(categorised(tmp_path / "run"), "--report") == 0
-    tab, wrong = opened(browser, tmp_path / "run" / "report.html", 1280)
-    rows = [texts(row.locator("td")) for row in tab.locator("#categories tbody tr").all()]
-    assert [row[:3] for row in rows] == [["shapes", "2", "1.50"], ["animals", "1", "5.00"]]
-    tab.get_by_label("show", exact=True).select_option("category animals")
-    assert texts(tab.locator("#list > .prompt > summary b")) == ["a cat"]
-    assert wrong == []
-    tab.close()
-
-
-@pytest.mark.slow
-def test_a_thousand_prompts_are_painted_within_three_seconds(browser: Any, tmp_path: Path) -> None:
-    from benchmarks.report import make_run
-
-    (tmp_path / "run").mkdir()
-    make_run(tmp_path / "run", prompts=1000, candidates=30, size=32)
-    assert run_main(tmp_path / "run", "--report") == 0
-    tab, wrong = opened(browser, tmp_path / "run" / "report.html", 1280)
-    tab.wait_for_selector("#list > .prompt:nth-child(1000)", state="attached")
-    tab.wait_for_timeout(300)
-    paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
-    assert tab.evaluate(paint) < 3000
-    tab.locator("#list > .prompt:nth-child(1000)").scroll_into_view_if_needed()
-    tab.locator("#list > .prompt:nth-child(1000) .thumbs img").wait_for()
-    # Pictures of prompts that nobody has seen are not made.
-    assert tab.locator(".thumbs img").count() < 200
-    assert wrong == []
-    tab.close()
