@@ -60,15 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _simulate(policy: str, folders: Sequence[Path]) -> int:
+    """The policy on each run, under the run's name where there are several."""
     from experiment.simulate import simulate
 
-    try:
-        for folder in folders:
-            print(simulate(folder, policy))
-    except UserError as error:
-        _tell(f"error: {error}")
-        return 2
-    return 0
+    status = 0
+    for number, folder in enumerate(folders):
+        try:
+            table = simulate(folder, policy)
+        except UserError as error:
+            _tell(f"error: {error}")
+            status = 2
+            continue
+        if len(folders) > 1:
+            print(f"{'' if number == 0 else chr(10)}{folder}")
+        print(table)
+    return status
 
 
 def _paper_table(arguments: argparse.Namespace, folders: Sequence[Path]) -> int:

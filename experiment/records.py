@@ -80,6 +80,7 @@ class CandidateRecord:
     path: str | None  # relative to the run folder; None for previews and rejected rounds
     draft: bool = False
     profile: str = "exact"  # earlier versions wrote none
+    guidance: float = 1.0  # a factor on the pipeline's
 
 
 class Keyed(Protocol):
@@ -253,6 +254,7 @@ def _candidate(row: Mapping[str, Any]) -> CandidateRecord:
         path=row.get("path"),
         draft=row.get("draft") is True,
         profile=str(row.get("profile") or "exact"),
+        guidance=_number(row.get("guidance", 1.0)),
     )
 
 

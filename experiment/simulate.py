@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiment.estimators import expected_best
-from experiment.records import CandidateRecord, read_candidates
+from experiment.recorded_draws import Draws, is_scored, read_draws
 from experiment.statistics import Estimate, bootstrap
 from utils import UserError, significant
 
@@ -60,10 +60,10 @@ class Policy:
             left.append(max(1, math.ceil(left[-1] * self.keep)))
         return left[1:]
 
-    def nfe(self, pool: int, steps: Sequence[int], total: int) -> int:
-        """Steps denoised, previews at `steps` and the last at `total`."""
+    def nfe(self, pool: int, steps: Sequence[int], total: int, first: int = 0) -> int:
+        """Steps denoised from `first` on, previews at `steps` and the last at `total`."""
         counts = [pool, *self.sizes(pool)]
-        ends = [0, *steps, total]
+        ends = [first, *steps, total]
         return sum(n * (b - a) for n, (a, b) in zip(counts, pairwise(ends), strict=True))
 
 
@@ -91,63 +91,72 @@ class Outcome:
     gain: Estimate
 
 
+@dataclass(frozen=True)
+class Pools:
+    """What a policy is played on. unscored: draws left out for want of a score."""
+
+    prompts: Sequence[Recorded]
+    unscored: int
+
+
 def simulate(folder: Path, text: str) -> str:
     """The policy on a run's records, as a table."""
     policy = Policy.parse(text)
-    rows = [row for row in read_candidates(folder) if row.status in ("ok", "unscored")]
-    steps, total = _steps(rows, policy, folder)
-    prompts = _prompts(rows, steps, total, folder)
-    least = min(len(prompt.final) for prompt in prompts)
+    draws = read_draws(folder)
+    steps = _steps(draws, policy)
+    pools = _pools(draws, steps)
+    least = min(len(prompt.final) for prompt in pools.prompts)
     sizes = sorted({2**k for k in range(1, least.bit_length()) if 2**k <= least} | {least})
-    outcomes = [_played(policy, prompts, size, steps, total) for size in sizes]
-    return _table(text, outcomes, len(prompts), steps, total)
+    outcomes = [_played(policy, pools.prompts, n, steps, draws.total, draws.first) for n in sizes]
+    return _table(text, outcomes, draws, pools, steps)
 
 
-def _steps(rows: Sequence[CandidateRecord], policy: Policy, folder: Path) -> tuple[list[int], int]:
-    """The recorded steps nearest to the policy's cuts, and the last step."""
-    total = max((row.steps for row in rows), default=0)
-    recorded = sorted({row.step for row in rows if row.step < row.steps == total})
+def _steps(draws: Draws, policy: Policy) -> list[int]:
+    """The recorded steps nearest to the policy's cuts."""
+    total = draws.total
+    recorded = sorted({s for prompt in draws.prompts for own in prompt for s in own if s < total})
     if policy.cuts and not recorded:
         raise UserError(
-            f"'{folder}' has no previews to prune by: record some with main.py --probe."
+            f"'{draws.folder}' has no previews to prune by: record some with main.py --probe."
         )
     steps = [min(recorded, key=lambda step: abs(step - cut * total)) for cut in policy.cuts]
     if len(set(steps)) < len(steps):
         raise UserError(
-            f"'{folder}' has previews after steps {recorded} of {total} only, too few for these"
-            " cuts."
+            f"'{draws.folder}' has previews after steps {recorded} of {total} only, too few for"
+            " these cuts."
         )
-    return steps, total
+    return steps
 
 
-def _prompts(
-    rows: Sequence[CandidateRecord], steps: Sequence[int], total: int, folder: Path
-) -> list[Recorded]:
-    """Each prompt's candidates that have a score at every step asked for, and at the end."""
-    found = []
-    for index in sorted({row.prompt_index for row in rows}):
-        scores: dict[int, dict[int, float]] = {}
-        for row in rows:
-            if row.prompt_index == index and not math.isnan(row.score):
-                scores.setdefault(row.seed, {})[row.step] = row.score
-        whole = [s for s in scores.values() if all(step in s for step in (*steps, total))]
+def _pools(draws: Draws, steps: Sequence[int]) -> Pools:
+    """Each prompt's draws that have a score at every step asked for, and at the end."""
+    found, unscored = [], 0
+    for prompt in draws.prompts:
+        whole = [draw for draw in prompt if is_scored(draw, (*steps, draws.total))]
+        unscored += len(prompt) - len(whole)
         if len(whole) >= 2:
-            previews = np.array([[s[step] for s in whole] for step in steps])
+            previews = np.array([[draw[step] for draw in whole] for step in steps])
             previews = previews.reshape(len(steps), len(whole))
-            found.append(Recorded(previews, np.array([s[total] for s in whole])))
+            found.append(Recorded(previews, np.array([draw[draws.total] for draw in whole])))
     if not found:
+        at = "both at these previews and at the end" if steps else "at the end"
         raise UserError(
-            f"'{folder}' has no prompt with two candidates scored both at these previews and at"
-            " the end."
+            f"'{draws.folder}' has no prompt with two drawn noises that were scored {at}: give a"
+            " run by random search, or one of main.py --probe."
         )
-    return found
+    return Pools(found, unscored)
 
 
 def _played(
-    policy: Policy, prompts: Sequence[Recorded], pool: int, steps: Sequence[int], total: int
+    policy: Policy,
+    prompts: Sequence[Recorded],
+    pool: int,
+    steps: Sequence[int],
+    total: int,
+    first: int = 0,
 ) -> Outcome:
-    nfe = policy.nfe(pool, steps, total)
-    images = nfe / total
+    nfe = policy.nfe(pool, steps, total, first)
+    images = nfe / (total - first)
     got = np.array([_mean_best(policy, prompt, pool) for prompt in prompts])
     beside = np.array([_between(prompt.final, images) for prompt in prompts])
     return Outcome(pool, nfe, images, bootstrap(got), bootstrap(beside), bootstrap(got - beside))
@@ -177,17 +186,39 @@ def _between(final: NDArray[np.float64], images: float) -> float:
 
 
 def _table(
-    text: str, outcomes: Sequence[Outcome], prompts: int, steps: Sequence[int], total: int
+    text: str, outcomes: Sequence[Outcome], draws: Draws, pools: Pools, steps: Sequence[int]
 ) -> str:
-    cuts = f", cuts after steps {', '.join(map(str, steps))} of {total}" if steps else ""
-    head = (
-        f"{text} on {prompts} prompts{cuts}; 95 % bootstrap intervals over prompts\n"
-        f"{'pool':>6}{'NFE':>8}{'score':>10}{'best of N, same NFE':>22}{'difference':>30}"
+    """A line for each size of pool; best of N has only itself to stand beside."""
+    prompts = f"{len(pools.prompts)} of {len(draws.prompts)} prompts"
+    cuts = f", cuts after steps {', '.join(map(str, steps))} of {draws.total}" if steps else ""
+    head = f"{text} on {prompts}{cuts}; 95 % bootstrap intervals over prompts"
+    beside = f"{'best of N, same NFE':>22}{'difference':>30}" if steps else ""
+    return "\n".join(
+        [
+            head,
+            *_left_out(draws, pools),
+            f"{'pool':>6}{'NFE':>8}{'score':>10}{beside}",
+            *(_line(outcome, pruned=bool(steps)) for outcome in outcomes),
+        ]
     )
-    lines = [
-        f"{o.pool:>6}{o.nfe:>8}{significant(o.score.mean):>10}"
-        f"{f'{significant(o.beside.mean)} (N = {o.images:.3g})':>22}"
-        f"{f'{o.gain.mean:+.3g} [{o.gain.low:+.3g}, {o.gain.high:+.3g}]':>30}"
-        for o in outcomes
-    ]
-    return "\n".join([head, *lines])
+
+
+def _left_out(draws: Draws, pools: Pools) -> list[str]:
+    notes = []
+    if draws.others:
+        notes.append(f"{draws.others} finished candidates that are no fresh noises")
+    if pools.unscored:
+        notes.append(f"{pools.unscored} drawn noises without a score")
+    return [f"left out: {', '.join(notes)}"] if notes else []
+
+
+def _line(outcome: Outcome, *, pruned: bool) -> str:
+    line = f"{outcome.pool:>6}{outcome.nfe:>8}{significant(outcome.score.mean):>10}"
+    if not pruned:
+        low, high = map(significant, (outcome.score.low, outcome.score.high))
+        return f"{line} [{low}, {high}]"
+    gain = outcome.gain
+    return (
+        f"{line}{f'{significant(outcome.beside.mean)} (N = {outcome.images:.3g})':>22}"
+        f"{f'{gain.mean:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}]':>30}"
+    )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from experiment.config import parse_config
 from experiment.estimators import expected_best
+from experiment.runner import run
 from experiment.simulate import Policy, Recorded, _mean_best, _played, simulate
 from main import main
 from process_results import main as process
@@ -93,11 +96,91 @@ def test_a_probes_run_is_replayed_by_the_command(
     assert said == simulate(folder, "halving@0.5") + "\n"
 
 
-def test_a_run_without_previews_says_how_to_record_some(tmp_path: Path) -> None:
-    from experiment.config import parse_config
-    from experiment.runner import run
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of plain draws."""
+    return ran(tmp_path_factory.mktemp("drawn"))
 
-    folder = run(parse_config(config("flux")), str(tmp_path)).folder
-    assert "best" in simulate(folder, "best")
+
+def ran(root: Path, **changes: Any) -> Path:
+    return run(parse_config(config("flux", **changes)), str(root)).folder
+
+
+def test_a_run_without_previews_says_how_to_record_some(drawn: Path) -> None:
     with pytest.raises(UserError, match="record some with"):
-        simulate(folder, "halving@0.5")
+        simulate(drawn, "halving@0.5")
+
+
+def test_best_of_n_stands_alone_for_there_is_nothing_to_compare_it_with(drawn: Path) -> None:
+    said = simulate(drawn, "best")
+    assert said.startswith("best on 1 of 1 prompts")
+    assert "difference" not in said and "N =" not in said and "left out" not in said
+    pool, _, score, *_ = said.splitlines()[-1].split()
+    rows = [json.loads(line) for line in (drawn / "candidates.jsonl").read_text().splitlines()]
+    assert int(pool) == len(rows)
+    assert float(score) == pytest.approx(max(row["score"] for row in rows), rel=0.01)
+
+
+def test_a_run_that_gave_draws_up_is_refused(tmp_path: Path) -> None:
+    """Those that were finished are the better ones, and no sample of all."""
+    folder = ran(tmp_path, search_args={"search_method": "halving", "pool": 4})
+    for policy in ("best", "halving@0.5"):
+        with pytest.raises(UserError, match=r"did not finish \d+ of its \d+ drawn noises"):
+            simulate(folder, policy)
+
+
+def test_candidates_made_of_others_are_no_draws(tmp_path: Path) -> None:
+    folder = ran(tmp_path, search_args={"search_method": "zero-order", "search_rounds": 2})
+    with pytest.raises(UserError, match="no prompt with two drawn noises"):
+        simulate(folder, "best")
+
+
+def test_drafts_and_what_they_chose_are_no_draws(tmp_path: Path) -> None:
+    folder = ran(tmp_path, search_args={"search_method": "draft", "keep": 2})
+    with pytest.raises(UserError, match="no prompt with two drawn noises"):
+        simulate(folder, "best")
+
+
+def test_scores_that_depend_on_the_pool_are_refused(tmp_path: Path) -> None:
+    members = [{"name": "contrast"}, {"name": "shapes_oracle"}]
+    folder = ran(tmp_path, verifier_args={"name": "ensemble", "verifiers": members})
+    with pytest.raises(UserError, match="compares the candidates of a pool"):
+        simulate(folder, "best")
+
+
+def rows_of(folder: Path, drawn: Path, **change: Any) -> Path:
+    """The rows of a run of draws, the second of them changed."""
+    rows = [json.loads(line) for line in (drawn / "candidates.jsonl").read_text().splitlines()]
+    rows[1] |= change
+    folder.mkdir()
+    (folder / "candidates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_what_is_left_out_is_counted(drawn: Path, tmp_path: Path) -> None:
+    unscored = rows_of(tmp_path / "unscored", drawn, score=None, status="unscored")
+    assert "left out: 1 drawn noises without a score" in simulate(unscored, "best")
+    made = rows_of(tmp_path / "made", drawn, recipe={"op": "fork"}, parents=[0])
+    assert "left out: 1 finished candidates that are no fresh noises" in simulate(made, "best")
+
+
+def test_a_run_that_changed_the_guidance_midway_is_refused(drawn: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="changed the guidance of 1 of"):
+        simulate(rows_of(tmp_path / "run", drawn, guidance=1.5), "best")
+
+
+def test_steps_before_a_late_start_cost_nothing() -> None:
+    """Image to image begins midway."""
+    assert Policy((0.5,)).nfe(4, [15], 20, first=10) == 4 * 5 + 2 * 5
+
+
+def test_several_runs_are_told_apart_and_one_that_cannot_be_used_costs_no_other(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    other = rows_of(tmp_path / "other", drawn)
+    folders = [str(tmp_path / "empty"), str(drawn), str(other)]
+    assert process(["--path", *folders, "--simulate", "best"]) == 2
+    said = capsys.readouterr()
+    assert said.out.index(str(drawn)) < said.out.index(str(other))
+    assert "holds no run's records" in said.err and "preview" not in said.err
