@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from experiment.calls import called, refuse_unfit
-from experiment.compare_cell import Cell, CellRun, Done
+from experiment.compare_cell import Cell, Done
 from experiment.compare_config import CompareConfig, metric_labels
+from experiment.compare_search import CellRun
 from experiment.compare_table import Measured, Table, tabulate, write_table
 from experiment.config import ExperimentConfig
 from experiment.curves import write_curves
 from experiment.lock import locked
 from experiment.plan import Plan, refuse_cuts
 from experiment.prompts import Prompt
+from experiment.resume import check_world, told_of
 from experiment.runner import Engine, load, plan
 from experiment.stops import Stopped, Watch, disk_full
 from experiment.store import refuse_unwritable
@@ -259,7 +261,10 @@ class _Sitting:
         # Gradients need the most memory: where a method asks for them, weights are placed for it.
         climbing = [cell for cell in cells if "gradient" in cell.config.search_args.build().needs]
         first = (*climbing, *cells)[0]
-        return load(first.config, first.planned)
+        engine = load(first.config, first.planned)
+        if others := {key for cell in cells for key in check_world(cell.folder, engine.manifest)}:
+            print(told_of(sorted(others)), flush=True)
+        return engine
 
     def todo(self, cell: Cell, block: Sequence[Prompt]) -> list[Prompt]:
         return [prompt for prompt in block if prompt.index not in self._done[cell.folder]]

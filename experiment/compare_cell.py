@@ -9,28 +9,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from experiment.compare_config import metric_labels
 from experiment.config import ExperimentConfig
-from experiment.guests import seated
-from experiment.outcome import Failed, Outcome, summed_up
+from experiment.lines import LineFile
+from experiment.outcome import summed_up
 from experiment.plan import Plan
-from experiment.progress import clear
-from experiment.prompts import Prompt
-from experiment.records import SUMMARY, CandidateRecord, read_candidates
-from experiment.runner import Engine
-from experiment.searching import Experiment
-from experiment.stops import SILENT, Silent, Watch
+from experiment.records import STATE, SUMMARY, read_object
+from experiment.resume import CONFIG
 from experiment.store import RunStore
-from utils import UserError, json_number, write_atomically
-from verifiers.base import Item
+from utils import UserError, json_number
 
 WINNERS = "winners.jsonl"
+BY_METRIC = ("scores", "ceilings")  # of a winner
 FREE = ("num_prompts", "batch_size_for_img_gen", "engine_args")  # may differ between sittings
 
 
@@ -63,6 +59,27 @@ class Done:
     summary: dict[str, Any]
     winners: tuple[Winner, ...]
 
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Done:
+        """What a line says; raises one of `MISFITS` where it is none of these."""
+        own = {field.name: content[field.name] for field in fields(cls)}
+        return cls(**{**own, "winners": tuple(map(_winner, content["winners"]))})
+
+    def as_json(self) -> dict[str, Any]:
+        content = asdict(self)
+        for winner in content["winners"]:
+            for part in BY_METRIC:
+                winner[part] = {name: json_number(value) for name, value in winner[part].items()}
+        return content
+
+
+def _winner(content: Mapping[str, Any]) -> Winner:
+    by_metric = {
+        part: {name: math.nan if value is None else value for name, value in content[part].items()}
+        for part in BY_METRIC
+    }
+    return Winner(**{**content, **by_metric})
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -88,19 +105,23 @@ class Cell:
         """The run's own config: only winners are judged, once the search is over."""
         return self.config.model_copy(update={"judges": ()})
 
+    @cached_property
+    def lines(self) -> LineFile:
+        """A line for each prompt that is done."""
+        remedy = "delete that line to search for its prompt anew"
+        return LineFile(self.folder / WINNERS, remedy, chained=False)
+
     def done(self) -> dict[int, Done]:
         """All prompts done so far, by index; refuses results of another config."""
-        path = self.folder / WINNERS
-        if not path.exists():
-            return {}
-        self._refuse_other()
-        found = [_parsed(line) for line in path.read_bytes().split(b"\n") if line.strip()]
-        prompts = {prompt.index: prompt.text for prompt in self.planned.prompts}
-        for each in found:
-            if prompts.get(each.prompt_index, each.prompt) != each.prompt:
-                raise UserError(_other(self.folder, "prompts"))
-        # Earlier versions took a prompt without a score for done.
-        return {each.prompt_index: each for each in found if each.summary["best"] is not None}
+        self._refuse_other_config()
+        found = {}
+        for number, content in self.lines.read():
+            with self.lines.fitting(number):
+                done = Done.of(content)
+                self._refuse_other(done)
+                if done.summary["best"] is not None:  # earlier versions took none for done
+                    found[done.prompt_index] = done
+        return found
 
     def finish(self, failed: Mapping[int, dict[str, Any]]) -> None:
         """Write the run's summary if all of its prompts are done, or have just failed.
@@ -116,12 +137,29 @@ class Cell:
         store.keep_rows(dict.fromkeys(summaries))  # in the prompts' order, as if each had waited
         store.write_summary(summed_up(self.planned.prompts, summaries))
 
-    def _refuse_other(self) -> None:
-        before = json.loads((self.folder / "config.json").read_bytes())
+    def _refuse_other_config(self) -> None:
+        path = self.folder / CONFIG
+        if not any((self.folder / name).exists() for name in (WINNERS, STATE)):
+            return
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing: restore it, or move {self.folder} away to do that run anew."
+            )
+        before = read_object(path)
         now = json.loads(json.dumps(self.alone.resolved()))
         for key in sorted(before.keys() | now.keys()):
             if key not in FREE and before.get(key) != now.get(key):
                 raise UserError(_other(self.folder, key))
+
+    def _refuse_other(self, done: Done) -> None:
+        texts = {prompt.index: prompt.text for prompt in self.planned.prompts}
+        if texts.get(done.prompt_index, done.prompt) != done.prompt:
+            raise UserError(_other(self.folder, "prompts"))
+        if not {winner.budget for winner in done.winners}.issuperset(self.budgets):
+            raise UserError(_other(self.folder, "budgets"))
+        metrics = set(metric_labels(self.config))
+        if any(winner.scores.keys() != metrics for winner in done.winners):
+            raise UserError(_other(self.folder, "judges"))
 
 
 def _other(folder: Path, key: str) -> str:
@@ -129,187 +167,3 @@ def _other(folder: Path, key: str) -> str:
         f"{folder} holds results of another config (other {key}): give the comparison another"
         " name, or move the folder away."
     )
-
-
-class CellRun:
-    """A cell being run: opened where it was left.
-
-    failed: the summaries of the prompts that could not be searched for, each with its reason.
-    """
-
-    def __init__(self, cell: Cell, engine: Engine, watch: Watch) -> None:
-        self.cell = cell
-        self.done = cell.done()
-        self.failed: dict[int, dict[str, Any]] = {}
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        store = RunStore(cell.folder, cell.config.export)
-        (cell.folder / SUMMARY).unlink(missing_ok=True)
-        clear(store, {index: done.stem for index, done in self.done.items()}, {})
-        store.write_json("config.json", engine.saved(cell.alone))
-        if not (cell.folder / "manifest.json").exists():
-            store.write_json("manifest.json", engine.manifest)
-        self._searches = _Searches(cell, engine, store, watch)
-
-    def search(self, prompt: Prompt) -> Done | None:
-        """Search for one prompt, judge its winners, and note that it is done; None if it failed."""
-        outcome, reason = self._searches.tried(prompt)
-        if reason is not None:
-            self.failed[prompt.index] = {**outcome.summary(), "failed": reason}
-            return None
-        winners = self._searches.winners
-        done = Done(prompt.index, prompt.text, prompt.stem, outcome.summary(), winners)
-        self.done[prompt.index] = done
-        lines = "".join(_line(self.done[index]) for index in sorted(self.done))
-        write_atomically(self.cell.folder / WINNERS, lines.encode())
-        outcome.journal.remove()
-        return done
-
-
-class _Searches(Experiment):
-    """A cell's searches, after each of which its winners are judged."""
-
-    def __init__(self, cell: Cell, engine: Engine, store: RunStore, watch: Watch) -> None:
-        super().__init__(
-            cell.alone,
-            engine.denoiser,
-            engine.verifier,
-            {},
-            store,
-            cell.planned,
-            engine.batch_size,
-            watch=watch,
-        )
-        self.winners: tuple[Winner, ...] = ()  # of the prompt that was searched for last
-        self._cell = cell
-        self._engine = engine
-
-    def search(self, prompt: Prompt) -> Outcome:
-        before = self.store.rows_size
-        outcome = super().search(prompt)
-        try:
-            self.winners = self._winners(outcome, before) if outcome.book.best else ()
-        except Silent:
-            raise
-        except Exception as error:
-            raise Failed(outcome, error) from error
-        return outcome
-
-    def _winners(self, outcome: Outcome, before: int) -> tuple[Winner, ...]:
-        """before: size of the file of rows as the prompt's search began."""
-        rows = read_candidates(self._cell.folder, before)
-        labels = metric_labels(self._cell.config)
-        judging = _Judging(self._engine, self.store, outcome, labels, self.watch)
-        return tuple(self._winner(rows, budget, outcome, judging) for budget in self._cell.budgets)
-
-    def _winner(
-        self,
-        rows: Sequence[CandidateRecord],
-        budget: int,
-        outcome: Outcome,
-        judging: _Judging,
-    ) -> Winner:
-        part = within(rows, budget)
-        best = best_of(part)
-        if budget == self._cell.budget:  # what the run itself has chosen
-            chosen = outcome.book.best
-            best = next((row for row in part if chosen and row.id == chosen.id), None)
-        images = [row for row in part if row.step == row.steps and not row.draft]
-        return Winner(
-            budget=budget,
-            nfe=sum(row.nfe for row in part),
-            rows=sum(row.rows for row in part),
-            seconds=round(sum(row.seconds for row in part), 6),
-            images=len(images),
-            path=best.path if best else None,
-            scores=judging.scores(best),
-            ceilings={label: judging.highest(images, label) for label in self._cell.ceilings},
-        )
-
-
-class _Judging:
-    """The scores of one prompt's images, from the pictures on disk; each is judged once, whatever
-    comes in between, but for those that a judge does not answer for before an interruption."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        store: RunStore,
-        outcome: Outcome,
-        labels: tuple[str, ...],
-        watch: Watch,
-    ) -> None:
-        self._store = store
-        self._prompt = outcome.prompt
-        self._journal = outcome.journal
-        self._watch = watch
-        self._unanswered: set[tuple[int, str]] = set()
-        self._class = engine.denoiser.label(outcome.prompt.text)
-        judges = [seated(judge, engine.denoiser) for judge in engine.judges.values()]
-        self._verifier, self._judges = labels[0], dict(zip(labels[1:], judges, strict=True))
-
-    def scores(self, row: CandidateRecord | None) -> dict[str, float]:
-        """By metric what is said of an image; the verifier's word is the row's own."""
-        if row is None:
-            return dict.fromkeys((self._verifier, *self._judges), math.nan)
-        judged = {label: self._judge(row, label) for label in self._judges}
-        return {self._verifier: row.score, **judged}
-
-    def highest(self, images: Iterable[CandidateRecord], label: str) -> float:
-        """The best of the images that are on disk, by one judge; nan where it answers for none."""
-        found = [self._judge(row, label) for row in images if row.path]
-        return max((score for score in found if not math.isnan(score)), default=math.nan)
-
-    def _judge(self, row: CandidateRecord, label: str) -> float:
-        assert row.path is not None
-        if (row.id, label) in self._unanswered:
-            return math.nan
-        score = self._journal.judged(row.id, label)
-        if score is None:
-            item = Item(self._store.read_media(row.path), self._prompt.text, label=self._class)
-            score = self._judges[label].score([item])[0]
-            if score.status in SILENT:  # who did not answer is asked again by the next sitting
-                self._unanswered.add((row.id, label))
-            else:
-                self._journal.note_judged(row.id, label, score)
-            self._watch.scored([score], label)
-        return score.value
-
-
-def within(rows: Sequence[CandidateRecord], budget: float) -> list[CandidateRecord]:
-    """The first rows, as many as this many NFE pay for."""
-    part: list[CandidateRecord] = []
-    spent = 0.0
-    for row in rows:
-        spent += row.nfe
-        if spent > budget:
-            break
-        part.append(row)
-    return part
-
-
-def best_of(rows: Iterable[CandidateRecord]) -> CandidateRecord | None:
-    """The finished image with the highest score; of equal ones the earlier.
-
-    One without a picture belongs to a rejected round, in which something on disk scored as high.
-    """
-    finished = [
-        r for r in rows if r.step == r.steps and not r.draft and r.path and not math.isnan(r.score)
-    ]
-    return min(finished, key=lambda row: (-row.score, row.id), default=None)
-
-
-def _line(done: Done) -> str:
-    content = asdict(done)
-    for winner in content["winners"]:
-        for part in ("scores", "ceilings"):
-            winner[part] = {name: json_number(value) for name, value in winner[part].items()}
-    return json.dumps(content, allow_nan=False) + "\n"
-
-
-def _parsed(line: bytes) -> Done:
-    content = json.loads(line)
-    for winner in content["winners"]:
-        for part in ("scores", "ceilings"):
-            winner[part] = {k: math.nan if v is None else v for k, v in winner[part].items()}
-    winners = tuple(Winner(**winner) for winner in content["winners"])
-    return Done(**{**content, "winners": winners})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,11 @@ def check_world(folder: Path, now: Mapping[str, Any]) -> list[str]:
                 " start a new run."
             )
     return [key for key in LIKE if before.get(key) != plain.get(key)]
+
+
+def told_of(others: Sequence[str]) -> str:
+    """What differs, as it is said."""
+    return f"Other {', '.join(others)} than before: images may differ in their last bits."
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from experiment.resume import (
     finished,
     run_named,
     run_to_resume,
+    told_of,
 )
 from experiment.searching import Experiment
 from experiment.shard_files import alone, take_over
@@ -142,7 +143,7 @@ def _gone_on(config: ExperimentConfig, folder: Path, trackers: Sequence[str]) ->
 def check_or_write_world(store: RunStore, now: Mapping[str, Any]) -> None:
     """Say what differs from when the run began, or note it down as it begins."""
     if other := check_world(store.folder, now):
-        print(f"Other {', '.join(other)} than before: images may differ in their last bits.")
+        print(told_of(other))
     if not (store.folder / "manifest.json").exists():
         store.write_json("manifest.json", now)
 

@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 
 from experiment.compare import compare, prepare
-from experiment.compare_cell import Winner, best_of, within
+from experiment.compare_cell import Winner
 from experiment.compare_config import (
     CompareConfig,
     load_compare_config,
     parse_compare_config,
 )
+from experiment.compare_search import best_of, within
 from experiment.compare_table import Measured, as_csv, as_markdown, tabulate
 from experiment.curves import spread, write_curves
 from experiment.records import CandidateRecord, read_candidates
@@ -51,7 +52,7 @@ def winners(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.rglob("winners.jsonl")):
         for line in path.read_text().splitlines():
             content = json.loads(line)
-            del content["summary"]["seconds"]
+            del content["summary"]["seconds"], content["crc32"]
             for winner in content["winners"]:
                 del winner["seconds"]
             lines.append({"run": str(path.parent.relative_to(folder)), **content})

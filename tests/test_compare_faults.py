@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiment.compare import compare
+from experiment.compare import compare, prepare
 from experiment.compare_config import CompareConfig, load_compare_config
 from experiment.lock import locked
 from experiment.stops import Stopped
@@ -24,7 +24,8 @@ from tests.still_worlds import PROMPTS, still_config
 from tests.test_compare import winners
 from utils import ROOT
 
-TIMED = ("winners.jsonl", "table.csv", "table.md", "curves.png")  # they hold or show seconds
+# They hold or show seconds, or are the machine's.
+TIMED = ("winners.jsonl", "table.csv", "table.md", "curves.png", "manifest.json")
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +167,58 @@ def test_silence_and_failures_are_counted_over_all_searches(
     monkeypatch.setattr(Blinking, "unseen", [(prompt, 1.0) for prompt in PROMPTS])
     assert main(flags) == 4
     assert "13 images in a row got no score, the last one because: 503" in capsys.readouterr().err
+
+
+def changed(path: Path, **keys: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+
+
+def test_damaged_or_foreign_results_are_gone_on_with_or_refused_in_words(
+    path: Path, whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--compare={path}", f"--output_dir={tmp_path}"]
+
+    def refused(*more: str) -> str:
+        assert main([*flags, *more]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        return said
+
+    assert main(flags) == 0
+    folder = tmp_path / "compare" / "still" / "random" / "nfe20_s0"
+    lines, config, world = (folder / n for n in ("winners.jsonl", "config.json", "manifest.json"))
+    before = {each: each.read_bytes() for each in (lines, config, world)}
+
+    assert "other judges" in refused("--set=judges=[]")
+    assert "other budgets" in refused("--set=budgets=[8,12,20]")
+    lines.write_bytes(before[lines].replace(b": 0.", b": 1.", 1))
+    assert f"Line 1 of {lines} is damaged" in refused()
+    plain = [json.loads(line) for line in before[lines].splitlines()]
+    bare = [{k: v for k, v in line.items() if k not in ("format", "crc32")} for line in plain]
+    lines.write_text("".join(f"{json.dumps(line)}\n" for line in bare))  # by earlier versions
+    assert prepare(loaded(path), str(tmp_path)).cells[0].done().keys() == {0, 1}
+    bare[1]["winners"] = 7
+    lines.write_text("".join(f"{json.dumps(line)}\n" for line in bare))
+    assert f"Line 2 of {lines} is damaged" in refused()
+    lines.write_bytes(before[lines])
+    config.write_text("{")
+    assert f"{config} is not JSON" in refused()
+    config.unlink()
+    assert f"{config} is missing: restore it, or move {folder} away" in refused()
+    config.write_bytes(before[config])
+
+    lines.write_bytes(before[lines][:-20])  # as by a torn copy: that prompt is searched for anew
+    for key in ("weights", "rubrics"):
+        changed(world, **{key: "others"})
+        assert f"begun with other {key}" in refused()
+        world.write_bytes(before[world])
+    for each in folder.parent.parent.glob("*/*/manifest.json"):
+        changed(each, packages={}, device="abacus")
+    capsys.readouterr()
+    assert main(flags) == 0
+    said = "Other device, packages than before: images may differ in their last bits.\n"
+    assert capsys.readouterr().out.count(said) == 1
+    assert left(tmp_path) == whole.left
 
 
 def test_a_second_process_is_refused_on_a_comparison(
