@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from experiment.late_judges import JUDGED, words
 from experiment.records import (
     CANDIDATES,
     STATE,
@@ -26,8 +27,8 @@ from experiment.report_run import UNRECORDED, Candidate, LeftOut, Named, Round, 
 from utils import UserError, prompt_stem
 
 CONFIG, WINNERS = "config.json", "winners.jsonl"
-KNOWN = {CONFIG, "manifest.json", SUMMARY, CANDIDATES, WINNERS, STATE, "replay", "report.html",
-         "curves.png", "table.csv", "table.md", "table.json",
+KNOWN = {CONFIG, "manifest.json", SUMMARY, CANDIDATES, WINNERS, JUDGED, STATE,
+         "replay", "report.html", "curves.png", "table.csv", "table.md", "table.json",
          "tensorboard", "wandb", "dvclive"}  # fmt: skip
 MADE = ("collage_", "round_", "top_", "export_", ".")
 
@@ -172,7 +173,7 @@ class _Reading:
         return chosen
 
     def _winners(self) -> dict[str, Mapping[Named, float]]:
-        """By path what a comparison's judges said of it."""
+        """By path what a comparison's judges said of it, and those that were asked later."""
         judged: dict[str, Mapping[Named, float]] = {}
         for number, line in self._lines(WINNERS):
             try:
@@ -181,6 +182,8 @@ class _Reading:
                         judged[winner["path"]] = _named({"": winner["scores"]})
             except (KeyError, TypeError):
                 self._leave_out(f"{WINNERS}, line {number}", "not a prompt's winners")
+        for word in words(self.folder, self._leave_out):
+            judged[word.path] = {**judged.get(word.path, {}), **_named(word.scores)}
         return judged
 
     # All of it together.
