@@ -10,53 +10,82 @@ import argparse
 import glob
 import os
 import sys
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from experiment.results_flags import options, parser, refuse_clashes
 from utils import UserError, write_atomically
 
+if TYPE_CHECKING:
+    from experiment.report_views import Views
+
 RESULT = "prompt@*_hash@*_i@*_s@*.json"
-EXPORTS = (
-    "imagefolder",
-    "parquet",
-    "preferences",
-    "preferences_trl",
-    "geneval",
-    "t2i_compbench",
-)
 DEPTH_OF_A_RUN = 4  # output/<model>/<verifier>/<metric>/<time>
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the pictures of every run folder named; 0 if each folder gave some, else 2."""
-    arguments = _parser().parse_args(argv)
+    """Do what the flags say with every run folder named; 0 if each gave something, else 2.
+
+    3 where a judge has left something without a score.
+    """
+    arguments = parser(__doc__).parse_args(argv)
     try:
-        folders = list(dict.fromkeys(chain.from_iterable(map(_folders, arguments.path))))
+        refuse_clashes(arguments)
+        return _made(arguments, _distinct(chain.from_iterable(map(_folders, arguments.path))))
     except UserError as error:
         _tell(f"error: {error}")
         return 2
+    except BrokenPipeError:
+        return _hang_up()
+
+
+def _made(arguments: argparse.Namespace, named: Sequence[Path]) -> int:
+    """The status of all that is asked for; what one folder lacks costs no other."""
+    judged, compared = bool(arguments.judge), arguments.paper_table  # which has its own word on it
+    sound = [folder for folder in named if compared or _holds_results(folder, judged=judged)]
+    status = 0 if len(sound) == len(named) else 2
+    if not sound:
+        return status
+    runs = _distinct(run for folder in sound for run in _runs(folder))
     if arguments.export is not None:
-        return _export(arguments, folders)
-    if arguments.budget is not None and not arguments.paper_table:
-        _tell("error: --budget goes with --paper_table.")
-        return 2
-    done = _paper_table(arguments, folders) if arguments.paper_table else None
-    folders = [run for folder in folders for run in _runs(folder)]
+        return max(status, _export(arguments, runs))
     if arguments.simulate is not None:
-        return _simulate(arguments.simulate, folders)
-    if arguments.push_to_hub is not None:
-        _tell("error: --push_to_hub goes with --export: say what to push.")
-        return 2
+        return max(status, _simulate(arguments.simulate, runs))
+    missing = len(named) - len(sound)
+    views = _views(arguments, len(runs) + missing)  # refused before a judge is paid
+    done = [status]
+    if arguments.judge:
+        done.append(_judge(arguments, sound))
+    if arguments.paper_table:
+        done.append(_paper_table(arguments, sound))
+    if views.any:
+        done.append(_write_views(views, runs))
+    if len(done) == 1 or arguments.per_round:
+        done.append(_write_collages(arguments, runs))
+    return 2 if 2 in done else max(done)
+
+
+def _distinct(folders: Iterable[Path]) -> list[Path]:
+    """Each folder once, by the first name that it is given."""
+    return list({folder.resolve(): folder for folder in reversed(list(folders))}.values())[::-1]
+
+
+def _judge(arguments: argparse.Namespace, folders: Sequence[Path]) -> int:
+    from experiment.judges import read_judges
+    from experiment.judging import judge_folders
+
+    judges = read_judges(arguments.judge, options(arguments.set))
+    say = partial(print, flush=True)
     try:
-        status = _write_views(arguments, folders)
-    except UserError as error:
-        _tell(f"error: {error}")
-        return 2
-    if (status is None and done is None) or arguments.per_round:
-        status = max(status or 0, _write_collages(arguments, folders))
-    return max(status or 0, done or 0)
+        return judge_folders(folders, judges, arguments.budget, say, _tell)
+    except KeyboardInterrupt:
+        _tell("interrupted; what was judged is kept, and the same command goes on.")
+        raise
+    except OSError as error:
+        raise UserError(f"The judges' scores cannot be written ({error}): mend that.") from error
 
 
 def _simulate(policy: str, folders: Sequence[Path]) -> int:
@@ -96,18 +125,22 @@ def _paper_table(arguments: argparse.Namespace, folders: Sequence[Path]) -> int:
     return 0
 
 
-def _write_views(arguments: argparse.Namespace, folders: Sequence[Path]) -> int | None:
-    """What is made of runs as a whole; None if none of it is wanted."""
-    from experiment.report_views import Views, write_views
+def _views(arguments: argparse.Namespace, runs: int) -> Views:
+    """What is to be made of runs as a whole; refuses what cannot be made of so many."""
+    from experiment.report_views import Views
 
     views = Views(**{field: getattr(arguments, field) for field in Views.__dataclass_fields__})
-    views.refuse(len(folders))
-    if not views.any:
-        return None
+    views.refuse(runs)
+    return views
+
+
+def _write_views(views: Views, folders: Sequence[Path]) -> int:
+    from experiment.report_views import write_views
+
     try:
         return write_views(views, folders, _tell)
     except BrokenPipeError:
-        return _hang_up()
+        raise
     except OSError as error:
         _tell(f"error: The results cannot be written ({error}): check the permissions.")
         return 2
@@ -122,7 +155,7 @@ def _write_collages(arguments: argparse.Namespace, folders: Sequence[Path]) -> i
             _tell(f"error: {error}")
             status = 2
         except BrokenPipeError:
-            return _hang_up()
+            raise
         except OSError as error:
             _tell(
                 f"error: The pictures of {folder} cannot be made ({error}): check the permissions."
@@ -135,90 +168,6 @@ def _hang_up() -> int:
     """Who read the list of files has left: `| head`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--path",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="RUN",
-        help="run folders, comparisons, or patterns like 'output/*/*/*/*'; the pictures are written"
-        " into the runs' own",
-    )
-    parser.add_argument(
-        "--per_round",
-        action="store_true",
-        help="also write a grid of all candidates of each round, with seeds and scores",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="DIR",
-        help="where report, curves and tables go (RUN if unset), or an export (RUN/export_KIND)",
-    )
-    parser.add_argument(
-        "--simulate",
-        metavar="POLICY",
-        help="what pruning would have brought, from recorded previews: halving@0.5, or best",
-    )
-    parser.add_argument(
-        "--paper_table",
-        action="store_true",
-        help="of comparisons: paper_table.md, .csv and .tex, verifier and method by metric",
-    )
-    parser.add_argument(
-        "--budget",
-        type=int,
-        metavar="NFE",
-        help="with --paper_table: at which budget (default: the largest that all methods have)",
-    )
-    exports = parser.add_argument_group("exports", "data sets of the runs' images; no pictures")
-    exports.add_argument(
-        "--export",
-        choices=EXPORTS,
-        metavar="KIND",
-        help=f"write all runs' scored images as one of {', '.join(EXPORTS)}; see docs/exports.md",
-    )
-    exports.add_argument(
-        "--margin",
-        type=float,
-        default=0.0,
-        help="preferences: how far apart the scores of a pair must be (default 0)",
-    )
-    exports.add_argument(
-        "--push_to_hub", metavar="REPO", help="upload the export to this dataset repository"
-    )
-    parser.add_argument(
-        "--report",
-        action="store_true",
-        help="write report.html: rounds, curves, candidates, lineages, and runs side by side",
-    )
-    parser.add_argument(
-        "--curves",
-        action="store_true",
-        help="write curves.png: best score so far against compute, expected best of n draws",
-    )
-    parser.add_argument(
-        "--table",
-        action="store_true",
-        help="write table.csv and table.md: means with intervals, win rates, ranks by the judges",
-    )
-    parser.add_argument(
-        "--top_k", type=int, default=0, metavar="K", help="write each prompt's best K images as one"
-    )
-    parser.add_argument(
-        "--features",
-        metavar="CHECKPOINT",
-        help="with --table: a vision model, to tell how varied the winners are",
-    )
-    parser.add_argument(
-        "--statistics",
-        metavar="FILE",
-        help="with --features: mu and sigma of real images under it, for the Fréchet distance",
-    )
-    return parser
 
 
 def _folders(path: str) -> list[Path]:
@@ -249,7 +198,7 @@ def _export(arguments: argparse.Namespace, folders: Sequence[Path]) -> int:
             folders,
             arguments.export,
             output=arguments.output,
-            margin=arguments.margin,
+            margin=arguments.margin or 0.0,
             repository=arguments.push_to_hub,
         )
     except UserError as error:
@@ -285,6 +234,19 @@ def _write_pictures(folder: Path, *, per_round: bool) -> None:
         raise UserError(
             f"None of the images or videos in {folder} can be read: run the search again."
         )
+
+
+def _holds_results(folder: Path, *, judged: bool) -> bool:
+    """Whether there is anything of a run, or for judges of a benchmark; else says where it is."""
+    from experiment.export_folders import SAMPLES
+    from experiment.paper_read import comparison_runs
+
+    signs = ["config.json", "candidates.jsonl", "prompt@*"]
+    signs += [SAMPLES, f"*/{SAMPLES}"] if judged else []
+    if any(next(folder.glob(sign), None) for sign in signs) or comparison_runs(folder):
+        return True
+    _tell(f"error: There are no results in {folder}: {_remedy(folder)}.")
+    return False
 
 
 def _remedy(folder: Path) -> str:

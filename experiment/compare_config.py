@@ -101,7 +101,7 @@ def parse_compare_config(content: Mapping[str, Any]) -> CompareConfig:
 def _check_judges(config: CompareConfig) -> None:
     experiment = config.experiment(next(iter(config.methods)), config.budgets[-1], config.seeds[0])
     for args in (experiment.verifier_args, *experiment.judges):
-        if _judges_sets(args):
+        if judges_sets(args):
             raise UserError(
                 f"'{args.name}' judges the images of all prompts together, so that one method's"
                 " would change another's scores: compare by another verifier."
@@ -117,11 +117,12 @@ def _check_judges(config: CompareConfig) -> None:
         )
 
 
-def _judges_sets(args: VerifierArgs) -> bool:
+def judges_sets(args: VerifierArgs) -> bool:
+    """Whether a verifier's word on an image depends on those that were chosen before."""
     members = args.options.get("verifiers")
     if members is not None:
         options = [{k: v for k, v in member.items() if k != "weight"} for member in members]
-        return any(_judges_sets(VerifierArgs.model_validate(member)) for member in options)
+        return any(judges_sets(VerifierArgs.model_validate(member)) for member in options)
     return bool(verifier_class(args.name).chose is not BaseVerifier.chose)
 
 

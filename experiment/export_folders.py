@@ -16,6 +16,7 @@ from utils import UserError, find_path
 GENEVAL_IMAGES = 4  # its README: 4 images a prompt
 COMPBENCH_IMAGES = 10  # its README: 10 images a prompt
 LONGEST_NAME = 255  # bytes; of common file systems
+SAMPLES, METADATA = "samples", "metadata.jsonl"  # a folder and a file of both layouts
 
 
 def image_folder(samples: Sequence[Sample], folder: Path, notes: Notes) -> None:
@@ -26,7 +27,7 @@ def image_folder(samples: Sequence[Sample], folder: Path, notes: Notes) -> None:
         name = f"images/{number:06d}.png"
         shutil.copyfile(sample.image, folder / name)
         rows.append({"file_name": name, **described})
-    _write_lines(folder / "metadata.jsonl", rows)
+    _write_lines(folder / METADATA, rows)
 
 
 def rows_of(samples: Sequence[Sample]) -> list[dict[str, Any]]:
@@ -83,9 +84,9 @@ def geneval(samples: Sequence[Sample], folder: Path, notes: Notes) -> None:
     for number, group in sorted(prompts.items()):
         images = dealt(group, GENEVAL_IMAGES)
         _note_few(f"{number:05d}", images, GENEVAL_IMAGES, notes)
-        target = folder / f"{number:05d}" / "samples"
+        target = folder / f"{number:05d}" / SAMPLES
         target.mkdir(parents=True)
-        _write_lines(target.parent / "metadata.jsonl", [metadata[number]])
+        _write_lines(target.parent / METADATA, [metadata[number]])
         for place, sample in enumerate(images):
             shutil.copyfile(sample.image, target / f"{place:04d}.png")
 
@@ -137,7 +138,7 @@ def t2i_compbench(samples: Sequence[Sample], folder: Path, notes: Notes) -> None
             prompts[sample.category or "", sample.prompt_index, sample.prompt].append(sample)
     written: dict[Path, int] = defaultdict(int)
     for (category, _, prompt), group in sorted(prompts.items()):
-        target = folder / category.replace("/", "_").lstrip(".") / "samples"
+        target = folder / category.replace("/", "_").lstrip(".") / SAMPLES
         target.mkdir(parents=True, exist_ok=True)
         images = dealt(group, COMPBENCH_IMAGES)
         _note_few(prompt, images, COMPBENCH_IMAGES, notes)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiment.records import CANDIDATES, SUMMARY, candidate_files
+from experiment.late_judges import words
+from experiment.records import CANDIDATES, SUMMARY, by_prompt, candidate_files, read_rounds
 from utils import UserError
 
 MOST_NAMED = 5
@@ -68,13 +69,16 @@ def samples_of(folders: Sequence[Path], notes: Notes) -> list[Sample]:
     if not samples:
         raise UserError(
             f"There are no scored images in {', '.join(map(str, folders))}: give folders that runs"
-            f" have written, with {CANDIDATES} in them."
+            f" have written, with {CANDIDATES} or records of rounds in them."
         )
     return samples
 
 
 def _run(folder: Path, notes: Notes) -> list[Sample]:
+    if not candidate_files(folder):
+        return _winners_of_rounds(folder, notes)
     chosen, categories = _outcomes(folder, notes)
+    late = _late(folder, notes)
     samples: dict[Path, Sample] = {}
     for name, row in _rows(folder, notes):
         try:
@@ -95,7 +99,7 @@ def _run(folder: Path, notes: Notes) -> list[Sample]:
                 seed=int(row["seed"]),
                 score=score,
                 scores=_scores(row.get("scores")),
-                judges=_scores(row.get("judges")),
+                judges={**_scores(row.get("judges")), **late.get(path, {})},
                 image=folder / path,
                 chosen=path in chosen,
             )
@@ -105,6 +109,35 @@ def _run(folder: Path, notes: Notes) -> list[Sample]:
         if _is_sound(sample.image, folder, notes):
             samples[sample.image] = sample  # scored again: the last row stands
     return sorted(samples.values(), key=lambda sample: (sample.prompt_index, sample.id))
+
+
+def _winners_of_rounds(folder: Path, notes: Notes) -> list[Sample]:
+    """Of a tree without rows, as tt-scale-flux leaves it: only rounds' winners have a score."""
+    rounds = read_rounds(folder, lambda said: notes.add("damaged records", said))
+    late = _late(folder, notes)
+    samples: list[Sample] = []
+    for index, own in enumerate(by_prompt(rounds).values()):
+        scored = [each for each in own if math.isfinite(each.score)]
+        best = max(scored, key=lambda each: each.score, default=None)
+        samples += [
+            Sample(
+                run=folder,
+                id=each.search_round,
+                prompt=each.prompt,
+                prompt_index=index,
+                category=None,
+                round=each.search_round,
+                seed=each.best_noise_seed,
+                score=each.score,
+                scores={},
+                judges=late.get(each.image_path.name, {}),
+                image=each.image_path,
+                chosen=each is best,
+            )
+            for each in scored
+            if _is_sound(each.image_path, folder, notes)
+        ]
+    return samples
 
 
 def _rows(folder: Path, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -142,6 +175,14 @@ def _outcomes(folder: Path, notes: Notes) -> tuple[set[str], dict[int, str]]:
         except (KeyError, TypeError, ValueError, AttributeError):
             notes.add(DAMAGED, str(path))
     return chosen, categories
+
+
+def _late(folder: Path, notes: Notes) -> dict[str, dict[str, Mapping[str, float]]]:
+    """By image what judges have said after the fact."""
+    late: dict[str, dict[str, Mapping[str, float]]] = {}
+    for word in words(folder, lambda name, _: notes.add(DAMAGED, f"{name} of {folder}")):
+        late.setdefault(word.path, {}).update(word.scores)
+    return late
 
 
 def _is_sound(path: Path, folder: Path, notes: Notes) -> bool:

@@ -32,10 +32,9 @@ from pipelines.denoiser import Decoded
 from search.core import Candidates, Rollout
 from search.ledger import Cost
 from utils import UserError
-from verifiers.base import Score
+from verifiers.base import NO_ANSWER, Score
 
 REMEDY = "delete that prompt's journal in state/ to search for it anew"
-NO_ANSWER = {"unscored", "failed", "truncated"}  # the verifier was asked and had nothing to say
 
 
 class Journal:

@@ -6,10 +6,11 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from experiment.late_judges import words
 from experiment.records import read_candidates, read_object
 from utils import UserError, path_part
 
@@ -21,11 +22,15 @@ Key = tuple[str, int]  # a prompt's text and a run's seed
 
 @dataclass(frozen=True)
 class Choice:
-    """What a method chose for one prompt within a budget; scores: by metric, nan for no answer."""
+    """What a method chose for one prompt within a budget.
+
+    scores: by metric, nan for no answer. image: where it is, None where nothing was scored.
+    """
 
     scores: Mapping[str, float]
     nfe: float
     images: int
+    image: Path | None = None
 
 
 @dataclass
@@ -80,7 +85,7 @@ def read_comparison(folder: Path, tell: Tell) -> Comparison:
             if not line.strip():
                 continue
             try:
-                names += _take(method, json.loads(line), seed)
+                names += _take(method, json.loads(line), seed, path.parent)
             except (ValueError, KeyError, TypeError, AttributeError):
                 tell(f"warning: line {number} of {path} is damaged and left out.")
     if not names:
@@ -92,6 +97,10 @@ def read_comparison(folder: Path, tell: Tell) -> Comparison:
     own = known[0] if known[0] in shown else None
     for method in found:
         _add_firsts(method, folder, own)
+    late = _late(folder, known, tell)
+    for method in found:
+        _hear(method, late)
+    shown += tuple(dict.fromkeys(name for said in late.values() for name in said))
     return Comparison(folder, _verifier(found[0].config), own, shown, found)
 
 
@@ -108,12 +117,35 @@ def comparison_runs(folder: Path) -> list[Path]:
     return [largest[key][1] for key in keys]
 
 
-def _take(method: Method, line: Mapping[str, Any], seed: int) -> Iterator[str]:
+def _late(folder: Path, taken: list[str], tell: Tell) -> dict[Path, dict[str, float]]:
+    """By image what judges have said after the fact; taken: metrics that others go by."""
+    names: dict[tuple[str, str], str] = {}
+    found: dict[Path, dict[str, float]] = {}
+    for run in sorted(folder.glob("*/nfe*_s*")):
+        for word in words(run, lambda name, why: tell(f"warning: {name} is left out: {why}.")):
+            key = (word.judge, word.metric)
+            if key not in names:
+                free = word.metric not in taken and word.metric not in names.values()
+                names[key] = word.metric if free else f"{word.judge}.{word.metric}"
+            found.setdefault(run / word.path, {})[names[key]] = word.score
+    return found
+
+
+def _hear(method: Method, late: Mapping[Path, Mapping[str, float]]) -> None:
+    """Add what judges have said after the fact."""
+    for choices in (*method.choices.values(), method.firsts):
+        for key, choice in choices.items():
+            if said := late.get(choice.image or Path()):
+                choices[key] = replace(choice, scores={**choice.scores, **said})
+
+
+def _take(method: Method, line: Mapping[str, Any], seed: int, run: Path) -> Iterator[str]:
     """Keep a prompt's winners; yields the metrics' names, the verifier's own first."""
     key = (str(line["prompt"]), seed)
     for winner in line["winners"]:
         scores = {name: _number(value) for name, value in winner["scores"].items()}
-        choice = Choice(scores, float(winner["nfe"]), int(winner["images"]))
+        image = run / winner["path"] if winner.get("path") else None
+        choice = Choice(scores, float(winner["nfe"]), int(winner["images"]), image)
         method.choices.setdefault(int(winner["budget"]), {})[key] = choice
         yield from scores
 
@@ -147,7 +179,8 @@ def _add_firsts(method: Method, folder: Path, own: str | None) -> None:
             key = (row.prompt, int(match[2]))
             plain = row.recipe.get("op") == "draw" and row.step == row.steps == row.nfe
             if plain and row.id == 0 and key not in method.firsts:
-                method.firsts[key] = Choice({own: row.score}, row.nfe, 1)
+                image = run / row.path if row.path else None
+                method.firsts[key] = Choice({own: row.score}, row.nfe, 1, image)
 
 
 def _stochastic(config: Mapping[str, Any]) -> bool:

@@ -68,7 +68,7 @@ def write_paper_table(
 def paper_table(comparisons: Sequence[Comparison], budget: int | None = None) -> PaperTable:
     """The table at a budget in NFE; unset: the largest one that every method has prompts at."""
     _refuse_mixed(comparisons)
-    budget = _budget(comparisons, budget)
+    budget = joint_budget(comparisons, budget)
     shared = _shared(comparisons, budget)
     seeds = {seed for each in comparisons for _, seed in shared[each.folder]}
     prompts = list(dict.fromkeys(text for each in comparisons for text, _ in shared[each.folder]))
@@ -110,7 +110,8 @@ def _refuse_mixed(comparisons: Sequence[Comparison]) -> None:
             )
 
 
-def _budget(comparisons: Sequence[Comparison], asked: int | None) -> int:
+def joint_budget(comparisons: Sequence[Comparison], asked: int | None) -> int:
+    """The largest budget at which all methods have done some prompt, or the one asked for."""
     budgets = sorted({b for each in comparisons for m in each.methods for b in m.choices})
     usable = [budget for budget in budgets if all(_shared(comparisons, budget).values())]
     if asked is None and usable:

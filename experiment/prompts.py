@@ -61,7 +61,7 @@ def _pairs(name: str, config: ExperimentConfig) -> Iterator[Pair]:
     if path is not None and path.is_file():
         if split is not None:
             raise UserError(f"'{name}' is a file, which has no splits: leave prompts_split unset.")
-        return _of_file(path, column)
+        return prompts_of_file(path, column)
     if name in NAMED:
         return named_set(name, column, split)
     if path is not None:
@@ -76,7 +76,8 @@ def _suffix(name: str) -> str:
     return Path(name).suffix.lower()
 
 
-def _of_file(path: Path, column: str | None) -> Iterator[Pair]:
+def prompts_of_file(path: Path, column: str | None) -> Iterator[Pair]:
+    """A file's prompts and their categories, by its kind."""
     if _suffix(path.name) in READERS:
         return read_table(path).prompts(column)
     if column is not None:

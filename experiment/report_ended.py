@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from experiment.late_judges import words
 from experiment.records import SHARDS, STATE, SUMMARY
 from experiment.report_files import Files
 from experiment.report_numbers import as_named, as_whole
@@ -41,7 +42,8 @@ class Ended:
 class Endings:
     """By their numbers, the prompts that a run is done with.
 
-    unfinished: whether it was to go on. judged: by path, what a comparison's judges said of it.
+    unfinished: whether it was to go on. judged: by path, what a comparison's judges said of it, and
+    those that were asked later.
     """
 
     prompts: Mapping[int, Ended]
@@ -63,6 +65,8 @@ def read_endings(files: Files) -> Endings:
             prompts |= _noted(line)
         except UNFIT:
             files.leave_out(f"{WINNERS}, line {number}", "not a prompt's winners")
+    for word in words(files.folder, files.leave_out):
+        judged[word.path] = {**judged.get(word.path, {}), **as_named(word.scores)}
     prompts |= _state(files)
     begun = MANIFEST in files.names or STATE in files.names
     return Endings(prompts, judged, unfinished=begun and summed_up is None)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from experiment.late_judges import JUDGED
 from experiment.records import (
     CANDIDATES,
     STATE,
@@ -29,7 +30,7 @@ from experiment.report_run import UNRECORDED, Candidate, Round, Run, Searched
 from utils import UserError, prompt_stem
 
 CONFIG = "config.json"
-KNOWN = {CONFIG, MANIFEST, SUMMARY, CANDIDATES, WINNERS, STATE, "replay", "report.html",
+KNOWN = {CONFIG, MANIFEST, SUMMARY, CANDIDATES, WINNERS, JUDGED, STATE, "replay", "report.html",
          "curves.png", "table.csv", "table.md", "table.json",
          "tensorboard", "wandb", "dvclive"}  # fmt: skip
 MADE = ("collage_", "round_", "top_", "export_", ".")

@@ -19,12 +19,13 @@ from PIL import Image
 from torch.nn import functional
 
 import process_results
-from experiment import export, packages
+from experiment import export, packages, results_flags
 from experiment.config import load_config
 from experiment.export_read import Notes, samples_of
 from experiment.runner import run as run_search
 from tests.fake_hub import Hub, hub_here
 from tests.families import FAMILIES
+from tests.test_tt_tree import write_tree
 from utils import ROOT, prompt_stem
 
 PROMPTS = ("a red cat", "two dogs")
@@ -105,7 +106,7 @@ def loaded(*arguments: Any, **options: Any) -> Any:
 
 
 def test_the_flag_offers_what_there_is() -> None:
-    assert tuple(export.KINDS) == process_results.EXPORTS
+    assert tuple(export.KINDS) == results_flags.EXPORTS
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "parquet"])
@@ -508,11 +509,48 @@ def test_parquet_needs_pyarrow(
     assert exported(run.folder, "--export", "imagefolder") == 0
 
 
+def test_a_comparisons_folder_stands_for_its_runs(tmp_path: Path) -> None:
+    for method, grey in (("random", 11), ("ses", 22)):
+        for budget in (40, 80):
+            made = Run(tmp_path / "c" / method / f"nfe{budget}_s0")
+            made.add(0, 0.5, grey + budget)
+            (made.folder / "config.json").write_text("{}")
+    out = tmp_path / "out"
+    assert exported(tmp_path / "c", "--export", "imagefolder", "--output", out) == 0
+    assert loaded("imagefolder", data_dir=str(out))["seed"][:] == [11 + 80, 22 + 80]
+    # One of its runs named beside it is still one run.
+    again = tmp_path / "again"
+    both = (tmp_path / "c", tmp_path / "c" / "random" / "nfe80_s0")
+    assert exported(*both, "--export", "imagefolder", "--output", again) == 0
+    assert len(loaded("imagefolder", data_dir=str(again))) == 2
+
+
+def test_of_a_tree_as_tt_scale_flux_leaves_it_rounds_winners_are_exported(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree", graded=True)
+    out = tmp_path / "out"
+    assert exported(tree, "--export", "imagefolder", "--output", out) == 0
+    data = loaded("imagefolder", data_dir=str(out))
+    assert len(data) == 2 * 3
+    assert data["score"][:] == pytest.approx([6.1, 6.9, 6.4, 5.1, 5.9, 5.4])  # prompts by name
+    assert data["chosen"][:] == [False, True, False] * 2
+    pairs = tmp_path / "pairs"
+    assert exported(tree, "--export", "preferences", "--margin", "0.7", "--output", pairs) == 0
+    assert loaded(str(pairs))["score_0"][:] != loaded(str(pairs))["score_1"][:]
+    broken = next(tree.glob("prompt@a_cat*_i@2_*.json"))
+    broken.write_text("{")
+    assert exported(tree, "--export", "imagefolder", "--output", tmp_path / "less") == 0
+    assert len(loaded("imagefolder", data_dir=str(tmp_path / "less"))) == 5
+
+
 def test_a_folder_without_images_and_a_video_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
     assert exported(tmp_path / "empty", "--export", "imagefolder") == 2
+    assert "There are no results in" in capsys.readouterr().err
+    unscored = Run(tmp_path / "unscored")
+    unscored.add(0, None, 1)
+    assert exported(unscored.folder, "--export", "imagefolder") == 2
     assert "no scored images" in capsys.readouterr().err
     run = Run(tmp_path / "video")
     run.row(prompt="a", prompt_index=0, seed=1, score=1.0, status="ok", path="x.mp4")

@@ -505,7 +505,7 @@ def test_collages_are_made_as_ever_and_only_where_wanted(
         (["--top_k", "-1"], "--top_k"),
         (["--report", "--output", "OUT", "--features", "x"], "--table"),
         (["--table", "--output", "OUT", "--statistics", "x"], "--features"),
-        (["--table", "--output", "FILE"], "written"),
+        (["--table", "--output", "FILE"], "is a file: give a folder"),
     ],
 )
 def test_wrong_flags_are_refused_with_the_remedy(

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Metric: TypeAlias = str | Mapping[str, float]
 """A metric's name, or a weight for each of several."""
 
+NO_ANSWER = frozenset({"unscored", "failed", "truncated"})
+"""Statuses of what a verifier was asked and had nothing to say to; it may be asked again."""
+
 
 @dataclass(frozen=True)
 class Item:
