@@ -29,7 +29,7 @@ from pipelines.sde import Sde
 from pipelines.space import LatentSpace, noised
 from search.core import Candidates, Rollout, Scored, joined
 from search.ledger import Cost, nfe_each
-from verifiers.base import Chosen, Item, Score
+from verifiers.base import Chosen, Item, Memory, Score
 
 logger = logging.getLogger(__name__)
 
@@ -262,7 +262,8 @@ class Evaluator:
         media: list[Any] = [None] * n
         if made.decoded is not None:
             decoded, finite = made.decoded
-            scores = self._judge(decoded, finite, before.media or media)
+            memory = partial(self._journal.memory, rollout, made.start)
+            scores = self._judge(decoded, finite, before.media or media, memory)
             media = decoded.media if finished else media
         cost = Cost(
             nfe=nfe_each(rollout) * n,
@@ -363,7 +364,11 @@ class Evaluator:
         return decoded, finite
 
     def _judge(
-        self, decoded: Decoded, finite: Sequence[bool], previews: Sequence[Any]
+        self,
+        decoded: Decoded,
+        finite: Sequence[bool],
+        previews: Sequence[Any],
+        memory: Callable[[int], Memory],
     ) -> list[Score]:
         """A score for each picture; those that are none are not shown to the verifier."""
         seen = zip(decoded.media, finite, decoded.filtered, decoded.sound, strict=True)
@@ -371,7 +376,7 @@ class Evaluator:
         sound = [i for i, fault in enumerate(faults) if fault is None]
         text = self._prompt.text
         label = self._denoiser.label(text)
-        items = [Item(decoded.media[i], text, previews[i], label) for i in sound]
+        items = [Item(decoded.media[i], text, previews[i], label, memory(i)) for i in sound]
         scored = iter(self._verifier.score(items) if items else [])
         scores = [fault if fault is not None else next(scored) for fault in faults]
         return [_noted(s, again) for s, again in zip(scores, decoded.again, strict=True)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
+from experiment.answers import ANSWER, NO_ANSWER, Answers, as_json, from_json
 from experiment.batches import Answered, Made, Moved, Preview
 from experiment.lines import LineFile
 from experiment.overlap import side_by_side
@@ -32,7 +32,7 @@ from pipelines.denoiser import Decoded
 from search.core import Candidates, Rollout
 from search.ledger import Cost
 from utils import UserError
-from verifiers.base import NO_ANSWER, Score
+from verifiers.base import NO_ANSWER, Memory, Score
 
 REMEDY = "delete that prompt's journal in state/ to search for it anew"
 
@@ -51,6 +51,7 @@ class Journal:
         self._replay: deque[tuple[int, dict[str, Any]]] = deque()
         self._made: dict[str, dict[str, Any]] = {}
         self._judged: dict[tuple[int, str], Score] = {}
+        self._answers = Answers(self._lines.append)  # names no files whose names were to be settled
         self._elapsed, self._since = 0.0, time.monotonic()
         self.batch_size = batch_size
         store.state.mkdir(exist_ok=True)
@@ -88,7 +89,7 @@ class Journal:
         return Answered(
             _moved(rollout, start, placed),
             placed.get("gradient"),
-            [_score(content) for content in line["scores"]],
+            [from_json(content) for content in line["scores"]],
             from_tensors(tensors, len(start)),
             Cost(**line["cost"]),
             len(start),
@@ -119,7 +120,7 @@ class Journal:
             {
                 "kind": "batch",
                 "asked": _asked(rollout, start),
-                "scores": [_recorded(score) for score in answered.scores],
+                "scores": [as_json(score) for score in answered.scores],
                 "cost": asdict(answered.cost),
                 "tensors": name,
                 "devices": devices,
@@ -130,6 +131,7 @@ class Journal:
             }
         )
         self._written += 1
+        self._answers.forget(_asked(rollout, start))
         if (line := self._made.pop(_key(rollout, start), None)) is not None:
             (self._store.state / line["tensors"]).unlink(missing_ok=True)
         return replace(answered, paths=paths)
@@ -204,7 +206,15 @@ class Journal:
 
     def note_judged(self, id: int, judge: str, score: Score) -> None:
         self._judged[id, judge] = score
-        self._append({"kind": "judged", "id": id, "judge": judge, "score": _recorded(score)})
+        self._append({"kind": "judged", "id": id, "judge": judge, "score": as_json(score)})
+
+    def memory(self, rollout: Rollout, start: Candidates, at: int) -> Memory:
+        """What is answered of one of a batch's candidates before the others are."""
+        return self._answers.memory(_asked(rollout, start), at)
+
+    def memory_of_judge(self, id: int, judge: str) -> Memory:
+        """The same of a round's winner, where several make up a judge's word."""
+        return self._answers.memory({"id": id, "judge": judge})
 
     def drop_unanswered(self) -> None:
         """Forget the last batches in which no image was answered: they are to be asked again."""
@@ -215,7 +225,7 @@ class Journal:
         self._lines.rewrite(
             line
             for i, line in enumerate(lines)
-            if first is None or i < first or line["kind"] == "judged"
+            if first is None or i < first or line["kind"] in ("judged", ANSWER)
         )
 
     def remove(self) -> None:
@@ -239,13 +249,16 @@ class Journal:
         """Keep a line of an earlier sitting for when it is asked for."""
         kind = line["kind"]
         if kind == "judged":
-            self._judged[line["id"], line["judge"]] = _score(line["score"])
+            self._judged[line["id"], line["judge"]] = from_json(line["score"])
+        elif kind == ANSWER:
+            self._answers.take(line)
         elif kind == "made":
             if (self._store.state / line["tensors"]).exists():
                 self._made[json.dumps(line["asked"])] = line
         else:
             self._replay.append((number, line))
             self._made.pop(json.dumps(line.get("asked")), None)
+            self._answers.forget(line.get("asked"))
 
     def _pop(self) -> None:
         self._replay.popleft()
@@ -339,24 +352,6 @@ def _moved(rollout: Rollout, start: Candidates, placed: Mapping[str, Tensor]) ->
         step=rollout.until,
         noise_scale=placed.get("noise_scale"),
     )
-
-
-def _recorded(score: Score) -> dict[str, Any]:
-    """A score as JSON; its value alone may be nan, which becomes null."""
-    return {
-        "value": None if math.isnan(score.value) else score.value,
-        "aspects": dict(score.aspects),
-        "explanation": score.explanation,
-        "status": score.status,
-        "details": dict(score.details),
-        "members": {name: _recorded(member) for name, member in score.members.items()},
-    }
-
-
-def _score(content: Mapping[str, Any]) -> Score:
-    value = math.nan if content["value"] is None else content["value"]
-    members = {name: _score(member) for name, member in content["members"].items()}
-    return Score(**{**content, "value": value, "members": members})
 
 
 def _answered(line: Mapping[str, Any]) -> bool:

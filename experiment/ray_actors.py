@@ -80,7 +80,7 @@ class Remote(Chosen):
         return
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        return self.ask(self.asked_as, items)
+        return self.ask(self.asked_as, [replace(item, memory=None) for item in items])
 
 
 class Pipeline:

@@ -178,6 +178,7 @@ class RoundBook:
         """A judge's word on a winner, which it gives once."""
         score = self._journal.judged(id, judge)
         if score is None:
+            item = replace(item, memory=self._journal.memory_of_judge(id, judge))
             score = self._judges[judge].score([item])[0]
             if score.status not in SILENT:  # who did not answer is asked again by a resume
                 self._journal.note_judged(id, judge, score)

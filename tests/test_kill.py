@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -50,7 +51,9 @@ def api() -> Iterator[FakeApi]:
 class Child:
     """The command line in a process of its own, always with the same words."""
 
-    def __init__(self, tmp_path: Path, method: str, api: FakeApi, name: str = "out") -> None:
+    def __init__(
+        self, tmp_path: Path, method: str, api: FakeApi, name: str = "out", **others: Any
+    ) -> None:
         self.root = tmp_path / name
         prompts = tmp_path / "prompts.txt"
         prompts.write_text("a red circle\na blue square\n")
@@ -65,6 +68,7 @@ class Child:
             "prompts": str(prompts),
             "num_prompts": "all",
             "batch_size_for_img_gen": BATCH,
+            **others,
         }
         path = tmp_path / "config.json"
         path.write_text(json.dumps(config(**changes)))
@@ -144,6 +148,42 @@ def test_a_run_killed_at_random_ends_as_if_nothing_had_been(tmp_path: Path, api:
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_fifty_kills_lose_nothing(method: str, tmp_path: Path, api: FakeApi) -> None:
     killed_at_random(tmp_path, method, api, kills=10)
+
+
+@pytest.mark.slow
+def test_kills_between_half_answered_batches_cost_the_calls_in_flight(tmp_path: Path) -> None:
+    """Four prompts at once; while they are to be killed, every second picture gets no answer."""
+    prompts = tmp_path / "four.txt"
+    prompts.write_text("".join(f"prompt {i}\n" for i in range(4)))
+    asked = {"prompts": str(prompts), "judges": []}
+    count, killing = itertools.count(), [True]
+
+    def script(call: Any) -> Reply:
+        return Reply(fault="hang") if next(count) % 2 and killing else graded(call)
+
+    with FakeApi(script, hangs=300) as api:
+        child = Child(tmp_path, "random", api, "killed", **asked)
+        for _ in range(3):
+            before = len(api.calls)
+            process = child.start("--resume", "auto")
+            until(lambda process=process, n=before: _stuck(api, n), process)  # type: ignore[misc]
+            process.kill()
+            process.communicate()
+        killing.clear()
+        in_flight = len(api.calls) - sum(api.answered.values())
+        assert child.end("--resume", "auto")[0] == 0
+        killed = pictures(api)
+        assert sum(killed.values()) - len(killed) == in_flight > 4
+        whole = Child(tmp_path, "random", api, "whole", **asked)
+        assert whole.here() == 0
+    assert content(child.folders[0]) == content(whole.folders[0])
+
+
+def _stuck(api: FakeApi, before: int) -> bool:
+    """Whether nobody asks any more, for all wait for answers."""
+    calls = len(api.calls)
+    time.sleep(1)
+    return before < calls == len(api.calls)
 
 
 @pytest.mark.parametrize(

@@ -19,19 +19,47 @@ NO_ANSWER = frozenset({"unscored", "failed", "truncated"})
 """Statuses of what a verifier was asked and had nothing to say to; it may be asked again."""
 
 
+class Memory(Protocol):
+    """What has been said of one item, kept through interruptions."""
+
+    def recall(self, media: Any) -> Score | None:
+        """The answer kept for these very pixels, if any."""
+
+    def keep(self, media: Any, score: Score) -> None:
+        """Keep an answer; it is on disk when this returns."""
+
+    def of(self, part: str) -> Memory:
+        """The memory of one of several who are asked, or of one of several frames."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One thing to judge.
 
     media: a PIL image, or a video as a list of PIL frames. preview: the same candidate's clean
     estimate late in sampling, for a verifier that asks for one. label: the class asked for, where
-    the pipeline is class-conditional.
+    the pipeline is class-conditional. memory: keeps answers that come one by one; where a verifier
+    does not use it, those to a whole batch are kept together.
     """
 
     media: Any
     prompt: str
     preview: Any = None
     label: str | None = None
+    memory: Memory | None = field(default=None, repr=False, compare=False)
+
+    def recall(self) -> Score | None:
+        """What was answered before an interruption: it is not to be asked, and paid for, again."""
+        return None if self.memory is None else self.memory.recall(self.media)
+
+    def keep(self, score: Score) -> None:
+        """Have an answer kept as it arrives; by the thread that asked for the scores."""
+        if self.memory is not None:
+            self.memory.keep(self.media, score)
+
+    def of(self, part: str) -> Item:
+        """The item as one of several verifiers is shown it, with a memory of its own."""
+        return self if self.memory is None else replace(self, memory=self.memory.of(part))
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,10 @@ class Ensemble(BaseVerifier):
             member.load(device)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        answers = {key: member.score(items) for key, member in self._members.items()}
+        answers = {
+            key: member.score([item.of(key) for item in items])
+            for key, member in self._members.items()
+        }
         return [self._joined({key: given[i] for key, given in answers.items()})
                 for i in range(len(items))]  # fmt: skip
 

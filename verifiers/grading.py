@@ -7,8 +7,9 @@ import math
 import os
 import re
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -152,22 +153,37 @@ class ApiGrader(BaseVerifier):
         self._connect()
 
     def score(self, items: Sequence[Item]) -> list[Score]:
+        scores = {i: score for i, item in enumerate(items) if (score := item.recall()) is not None}
+        left = [i for i in range(len(items)) if i not in scores]
+        failures: list[ApiFailure | None] = [None] * len(scores)
+        with closing(self._judged({i: items[i] for i in left})) as judged:
+            for i, (score, failure) in judged:
+                items[i].keep(score)
+                scores[i] = score
+                failures.append(failure)
+        self._raise_if_all_refused(failures)
+        return [scores[i] for i in range(len(items))]
+
+    def _judged(
+        self, items: Mapping[int, Item]
+    ) -> Generator[tuple[int, tuple[Score, ApiFailure | None]], None, None]:
+        """Each item's score as it arrives."""
         if not items:
-            return []
+            return
         stop = threading.Event()
         pool = ThreadPoolExecutor(min(self.max_concurrency, len(items)), "grader")
         try:
-            judged = list(pool.map(lambda item: self._judge(item, stop), items))
+            asked = {pool.submit(self._judge, item, stop): i for i, item in items.items()}
+            for future in as_completed(asked):
+                yield asked[future], future.result()
         finally:
             stop.set()  # after Ctrl-C nothing more is asked and paid for
             pool.shutdown(wait=False, cancel_futures=True)
-        self._raise_if_all_refused([failure for _, failure in judged])
-        return [score for score, _ in judged]
 
     def _raise_if_all_refused(self, failures: Sequence[ApiFailure | None]) -> None:
         """One refused image is that image's loss; if all are, the config or the key is wrong."""
         refused = [failure for failure in failures if failure and failure.refusal]
-        if len(refused) == len(failures):
+        if refused and len(refused) == len(failures):
             remedy = REMEDIES[refused[0].refusal].format(key=self.keys[0])
             raise UserError(
                 f"No image can be graded by '{self.model_name}', {refused[0]}: {remedy}."

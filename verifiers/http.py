@@ -79,11 +79,16 @@ class HttpScorer(BaseVerifier):
         return True
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        scores: list[Score] = []
+        scores = {i: score for i, item in enumerate(items) if (score := item.recall()) is not None}
+        left = [i for i in range(len(items)) if i not in scores]
         with self._line:  # the server is asked one thing at a time
-            for begin in range(0, len(items), self.batch_size):
-                scores += self._batch(items[begin : begin + self.batch_size])
-        return scores
+            for begin in range(0, len(left), self.batch_size):
+                batch = left[begin : begin + self.batch_size]
+                scores |= dict(zip(batch, self._batch([items[i] for i in batch]), strict=True))
+                if batch[-1] != left[-1]:  # else the whole batch is kept in a moment
+                    for i in batch:
+                        items[i].keep(scores[i])
+        return [scores[i] for i in range(len(items))]
 
     def _batch(self, items: Sequence[Item]) -> list[Score]:
         posted = [_posted(item) for item in items]

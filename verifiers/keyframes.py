@@ -42,7 +42,7 @@ class Keyframes:
 
     def score(self, items: Sequence[Item]) -> list[Score]:
         shown = [
-            (i, replace(item, media=frame, preview=_same_frame(item, at)))
+            (i, replace(item.of(f"frame {at}"), media=frame, preview=_same_frame(item, at)))
             for i, item in enumerate(items)
             for at, frame in self._chosen(item.media)
         ]
