@@ -77,7 +77,12 @@ def parser() -> Flags:
     )
     add("--compare", metavar="PATH", help="compare searches at equal budgets, as this JSON says")
     add("--replay", metavar="RUN", help="make a recorded candidate of this run folder again")
-    add("--candidate", metavar="[PROMPT:]ID", help="which, by its id in candidates.jsonl")
+    add(
+        "--candidate",
+        metavar="[PROMPT:]ID",
+        help="which, by its id in candidates.jsonl (prompts count from 0), its seed or its image's"
+        " name",
+    )
     add("--time_limit", type=float, help="seconds after which --compare stops between prompts")
     add("--list", action="store_true", help="list the configs, verifiers and search methods")
     add("--list_runs", action="store_true", help="list the runs below --output_dir")
@@ -147,7 +152,10 @@ def _replay(args: argparse.Namespace) -> int:
     from experiment.replay import replay
 
     if args.candidate is None:
-        raise UserError("--replay goes with --candidate: give an id of the run's candidates.jsonl.")
+        raise UserError(
+            "--replay goes with --candidate: give PROMPT:ID (prompts count from 0, ids are in"
+            " candidates.jsonl), a seed or an image's name."
+        )
     changes = dict(_assignment(text) for text in args.set)
     print(replay(Path(args.replay), args.candidate, changes))
     return 0
@@ -208,6 +216,8 @@ def main(argv: list[str] | None = None) -> int:
 
             print(listed_runs(args.output_dir))
             return 0
+        if args.candidate is not None and args.replay is None:
+            raise UserError("--candidate goes with --replay: name the run folder that it is in.")
         if args.report_to and (args.compare or args.replay or args.probe is not None):
             raise UserError("--report_to goes with a search: leave it out here.")
         if args.replay is not None:

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from experiment.rows import Sum, as_sum, sum_of
-from verifiers.base import Score
+from verifiers.base import NO_ANSWER, Score
 
 ANSWER = "answer"  # the kind of line
-NO_ANSWER = {"unscored", "failed", "truncated"}  # the verifier was asked and had nothing to say
 
 Place = tuple[int, tuple[str, ...]]  # where in the batch, and which of several who are asked
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from experiment.answers import ANSWER, NO_ANSWER, Answers, as_json, from_json
+from experiment.answers import ANSWER, Answers, as_json, from_json
 from experiment.batches import Answered, Made, Moved, Preview
 from experiment.lines import LineFile
 from experiment.overlap import side_by_side

@@ -8,20 +8,20 @@ size in the last bits and on nothing else of its batch, so a batch of copies sta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageChops
 from torch import Tensor
 
 from experiment.config import ExperimentConfig, parse_config, read_json
 from experiment.prompts import Prompt
 from experiment.records import CANDIDATES, candidate_files, read_candidates, written_rows
+from experiment.replay_kept import Replayed, kept
+from experiment.replay_wanted import wanted
 from experiment.resume import as_begun
 from experiment.runner import Engine, load, plan
-from experiment.store import RunStore
 from pipelines.batching import spans
 from pipelines.gradient import climbed
 from pipelines.schedule import renoised
@@ -32,41 +32,16 @@ from search.ledger import Cost, Ledger
 from search.play import play
 from utils import UserError
 
-FOLDER = "replay"
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """A candidate made again: its picture's path, and whether it equals the recorded one.
-
-    same: None where there is none to compare with. changed: the run's arguments were.
-    """
-
-    path: Path
-    same: bool | None
-    score: float
-    changed: bool
-
-    def __str__(self) -> str:
-        verdict = {
-            True: "every pixel as recorded",
-            False: "not the recorded pixels: another device, version or thread count, or damage?",
-            None: "no picture of it was kept to compare with",
-        }[self.same]
-        if self.changed:
-            verdict = "another image from the recorded noise"
-        return f"{self.path}: {verdict} (score then {self.score:.6g})"
-
 
 def replay(folder: Path, candidate: str, overrides: Mapping[str, Any]) -> Replayed:
     """Make one candidate of a run again, below its folder.
 
-    candidate: "ID", or "PROMPT:ID" in a run over several prompts. overrides: changed call
-    arguments; then it is another image from the same noise, which only fresh noises can be.
+    candidate: as `wanted` takes it. overrides: changed call arguments; then it is another image
+    from the same noise, which only fresh noises can be.
     """
     config = _config(folder, overrides)
     rows = _rows(folder)
-    row = _wanted(rows, candidate)
+    row = wanted(rows, candidate)
     mine = [r for r in rows if r["prompt_index"] == row["prompt_index"]]
     if overrides and row["recipe"]["op"] != "draw":
         raise UserError(
@@ -77,7 +52,7 @@ def replay(folder: Path, candidate: str, overrides: Mapping[str, Any]) -> Replay
     prompt = _prompt(planned.prompts, row)
     maker = Maker(load(config, planned), config, mine, prompt)
     media = maker.image(row) if not overrides else maker.drawn_image(row)
-    return _kept(folder, config, prompt, row, media, changed=bool(overrides))
+    return kept(folder, config, prompt, row, media, overrides)
 
 
 def _config(folder: Path, overrides: Mapping[str, Any]) -> ExperimentConfig:
@@ -98,17 +73,6 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     return [row for path in candidate_files(folder) for _, row in written_rows(path)]
 
 
-def _wanted(rows: Sequence[dict[str, Any]], candidate: str) -> dict[str, Any]:
-    prompt, _, number = candidate.rpartition(":")
-    indices = {row["prompt_index"] for row in rows}
-    if not prompt and len(indices) > 1:
-        raise UserError(f"The run has {len(indices)} prompts: say which, as --candidate PROMPT:ID.")
-    for row in rows:
-        if str(row["id"]) == number and prompt in ("", str(row["prompt_index"])):
-            return row
-    raise UserError(f"The run has no candidate '{candidate}': see 'id' in {CANDIDATES}.")
-
-
 def _prompt(prompts: Sequence[Prompt], row: Mapping[str, Any]) -> Prompt:
     for prompt in prompts:
         if prompt.index == row["prompt_index"] and prompt.text == row["prompt"]:
@@ -117,37 +81,6 @@ def _prompt(prompts: Sequence[Prompt], row: Mapping[str, Any]) -> Prompt:
         f"The prompts of the run's config no longer hold '{row['prompt']}' as number"
         f" {row['prompt_index']}: bring the prompt file back."
     )
-
-
-def _kept(
-    folder: Path,
-    config: ExperimentConfig,
-    prompt: Prompt,
-    row: Mapping[str, Any],
-    media: Any,
-    *,
-    changed: bool,
-) -> Replayed:
-    """Write the picture below the run and compare it with the recorded one."""
-    (folder / FOLDER).mkdir(exist_ok=True)
-    store = RunStore(folder / FOLDER, config.export)
-    path = folder / FOLDER / store.write_media(prompt, row["round"], row["seed"], media)
-    recorded = row["path"] and folder / row["path"]
-    same = None
-    if not changed and recorded and recorded.is_file():
-        same = _equal(path, recorded)
-    score = float("nan") if row["score"] is None else row["score"]
-    return Replayed(path, same, score, changed)
-
-
-def _equal(one: Path, other: Path) -> bool:
-    if one.suffix != ".png":  # the same frames are encoded to the same bytes
-        return one.read_bytes() == other.read_bytes()
-    try:
-        with Image.open(one) as a, Image.open(other) as b:
-            return a.size == b.size and ImageChops.difference(a, b).getbbox() is None
-    except (OSError, ValueError, SyntaxError):  # Pillow's word for a broken PNG is SyntaxError
-        return False
 
 
 class Found(Exception):

@@ -10,6 +10,8 @@ import pytest
 
 from experiment.config import parse_config
 from experiment.replay import replay
+from experiment.replay_kept import part
+from experiment.replay_wanted import wanted
 from experiment.runner import run
 from main import main
 from search import SEARCHES
@@ -75,9 +77,89 @@ def test_a_drawn_noise_may_be_taken_further(
     folder, _ = recorded(tmp_path, search_args={"search_method": "random"})
     flags = ["--replay", str(folder), "--candidate", "0"]
     assert main(flags) == 0
-    assert "every pixel as recorded" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "every pixel as recorded" in said and "(score then " in said
+    (exact,) = (folder / "replay").glob("*.png")
+    before = exact.read_bytes()
     assert main([*flags, "--set", "pipeline_call_args.num_inference_steps=6"]) == 0
-    assert "another image" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    # The recorded score and the exact picture's name belong to another image.
+    assert "another image" in said and "score" not in said.partition(": ")[2]
+    (changed,) = (folder / "replay" / "num_inference_steps=6").glob("*.png")
+    assert str(changed) in said
+    assert exact.read_bytes() == before != changed.read_bytes()
+
+
+def test_changes_that_look_alike_do_not_share_a_folder() -> None:
+    row = {"draft": False, "step": 4, "steps": 4}
+    changes: list[dict[str, Any]] = [
+        {}, {"a.eta": 1}, {"a.eta": -1}, {"a.eta": "1"}, {"a.x": "b c"}, {"a.x": "b/c"},
+        {"a.x": "a" * 300}, {"a.x": "a" * 301}, {"a.eta": 1, "a.x": 2},
+    ]  # fmt: skip
+    names = [part(row, change) for change in changes]
+    assert len(set(names)) == len(names)
+    assert names[:2] == ["", "eta=1"] and max(map(len, names)) < 100
+    assert not any("/" in name or name.startswith(".") for name in names)
+
+
+def test_a_preview_does_not_take_its_finished_candidates_place(tmp_path: Path) -> None:
+    folder, rows = recorded(tmp_path, search_args={"search_method": "halving", "pool": 4})
+    last = next(row for row in rows if row["path"])
+    first = next(row for row in rows if row["seed"] == last["seed"])
+    assert first["step"] < last["step"]
+    finished, preview = (replay(folder, str(row["id"]), {}) for row in (last, first))
+    assert finished.same and preview.same is None
+    assert finished.path.name == preview.path.name and finished.path != preview.path
+
+
+def row_of(prompt: int, number: int, step: int = 4, **more: Any) -> dict[str, Any]:
+    seed = 1000 + 100 * prompt + number % 2
+    path = f"prompt@x_hash@{prompt}_i@1_s@{seed}.png" if step == 4 else None
+    return {"id": number, "prompt_index": prompt, "prompt": f"text {prompt}", "seed": seed,
+            "step": step, "steps": 4, "draft": False, "path": path, **more}  # fmt: skip
+
+
+# Two prompts, with two candidates each that were previewed and then finished.
+ROWS = [row_of(p, n, step=2 if n < 2 else 4) for p in range(2) for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "prompt", "number"),
+    [
+        ("0:1", 0, 1),
+        ("1:3", 1, 3),
+        ("1101", 1, 3),  # a seed: as it was finished
+        ("0:1000", 0, 2),
+        ("prompt@x_hash@1_i@1_s@1100.png", 1, 2),
+        ("output/run/prompt@x_hash@0_i@1_s@1001.png", 0, 3),
+    ],
+)
+def test_a_candidate_is_found_by_id_seed_or_name(candidate: str, prompt: int, number: int) -> None:
+    row = wanted(ROWS, candidate)
+    assert (row["prompt_index"], row["id"]) == (prompt, number)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "said"),
+    [
+        ("1", r"PROMPT:1 \(0 is 'text 0', 1 is 'text 1'\)"),
+        ("77", "no candidate '77': give an id from 0 to 3"),
+        ("5:1", "counted|prompt's number and a colon"),
+        ("prompt@x_hash@9_i@1_s@1.png", "or an image's file name"),
+    ],
+)
+def test_who_is_not_found_is_told_how_candidates_are_named(candidate: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        wanted(ROWS, candidate)
+
+
+def test_of_a_single_prompt_an_id_is_enough() -> None:
+    assert wanted(ROWS[:4], "2")["id"] == 2
+
+
+def test_a_candidate_without_its_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--candidate", "0", "--dry_run"]) == 2
+    assert "--candidate goes with --replay" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
