@@ -239,17 +239,13 @@ def _run(comparison: Comparison, sitting: _Sitting, ends: float | None) -> bool:
 
 
 class _Sitting:
-    """The pipeline, loaded when the first prompt needs it, and the runs opened so far.
-
-    failures: which searches failed and why, a line each.
-    """
+    """The pipeline, loaded when the first prompt needs it, and the runs opened so far."""
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
         self._done = {cell.folder: set(cell.done()) for cell in comparison.cells}
         self._runs: dict[Path, CellRun] = {}
         self._watch = Watch()
-        self.failures: list[str] = []
 
     @cached_property
     def _engine(self) -> Engine:
@@ -274,18 +270,15 @@ class _Sitting:
         run = self._runs.get(cell.folder)
         return {} if run is None else run.failed
 
+    @property
+    def failures(self) -> list[str]:
+        """Which searches failed and why, a line each."""
+        return [line for run in self._runs.values() for line in run.failures]
+
     def search(self, cell: Cell, prompt: Prompt) -> Done | None:
-        """A prompt's search; None if it failed, which costs no other prompt anything."""
         if cell.folder not in self._runs:
             self._runs[cell.folder] = CellRun(cell, self._engine, self._watch)
-        run = self._runs[cell.folder]
-        done = run.search(prompt)
-        reason = None if done else run.failed[prompt.index]["failed"]
-        if reason is not None:
-            self.failures.append(f"prompt {prompt.index + 1:<9}{_of(cell)}failed: {reason}")
-            print(self.failures[-1], flush=True)
-        self._watch.searched(reason)
-        return done
+        return self._runs[cell.folder].search(prompt)
 
 
 def _line(comparison: Comparison, cell: Cell, done: Sequence[Done]) -> str:
@@ -298,11 +291,7 @@ def _line(comparison: Comparison, cell: Cell, done: Sequence[Done]) -> str:
     scores = "  ".join(f"{label} {significant(mean)}" for label, mean in means.items())
     seconds = sum(each.summary["seconds"] for each in done)
     numbers = f"{done[0].prompt_index + 1}-{done[-1].prompt_index + 1}"
-    return f"prompts {numbers:<8}{_of(cell)}{scores}  ({seconds:.0f} s)"
-
-
-def _of(cell: Cell) -> str:
-    return f"{cell.label:<24}nfe {cell.budget:<6}seed {cell.seed:<3}"
+    return f"prompts {numbers:<8}{cell}{scores}  ({seconds:.0f} s)"
 
 
 def _write(comparison: Comparison) -> bool:

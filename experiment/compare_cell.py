@@ -92,6 +92,9 @@ class Cell:
     ceilings: tuple[str, ...]
     folder: Path
 
+    def __str__(self) -> str:
+        return f"{self.label:<24}nfe {self.budget:<6}seed {self.seed:<3}"
+
     @property
     def budget(self) -> int:
         return self.budgets[-1]

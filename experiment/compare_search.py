@@ -25,12 +25,14 @@ class CellRun:
     """A cell being run: opened where it was left.
 
     failed: the summaries of the prompts that could not be searched for, each with its reason.
+    failures: the same for people, a line each.
     """
 
     def __init__(self, cell: Cell, engine: Engine, watch: Watch) -> None:
         self.cell = cell
         self.done = cell.done()
         self.failed: dict[int, dict[str, Any]] = {}
+        self.failures: list[str] = []
         cell.folder.mkdir(parents=True, exist_ok=True)
         store = RunStore(cell.folder, cell.config.export)
         (cell.folder / SUMMARY).unlink(missing_ok=True)
@@ -39,13 +41,20 @@ class CellRun:
         if not (cell.folder / "manifest.json").exists():
             store.write_json("manifest.json", engine.manifest)
         self._searches = _Searches(cell, engine, store, watch)
+        self._searches.note_tried(cell.planned.prompts)
 
     def search(self, prompt: Prompt) -> Done | None:
-        """Search for one prompt, judge its winners, and note that it is done; None if it failed."""
+        """Search for one prompt, judge its winners, and note that it is done; None if it failed,
+        which costs no other prompt anything."""
         outcome, reason = self._searches.tried(prompt)
         if reason is not None:
             self.failed[prompt.index] = {**outcome.summary(), "failed": reason}
-            return None
+            self.failures.append(f"prompt {prompt.index + 1:<9}{self.cell}failed: {reason}")
+            print(self.failures[-1], flush=True)
+        self._searches.refuse_hopeless(outcome, reason)
+        return self._noted(prompt, outcome) if reason is None else None
+
+    def _noted(self, prompt: Prompt, outcome: Outcome) -> Done:
         winners = self._searches.winners
         done = Done(prompt.index, prompt.text, prompt.stem, outcome.summary(), winners)
         self.done[prompt.index] = done

@@ -105,7 +105,7 @@ class Experiment:
                 bar.update()
                 tqdm.write(report(outcome, reason))
                 sys.stdout.flush()  # a log file is read while the run goes on
-                self._refuse_hopeless(outcome, reason)
+                self.refuse_hopeless(outcome, reason)
         if order != sorted(order) or at_once > 1:  # in the prompts' order, as if each had waited
             self.store.keep_rows({p.index: progress.rows.get(p.index) for p in prompts})
         self._end({**progress.summaries, **failed})
@@ -114,8 +114,12 @@ class Experiment:
         """Prompts that are not done; those that failed before come last, for they may fail again
         and again."""
         left = [p for p in self.planned.prompts if p.index not in progress.summaries]
-        self._tried_before = {p.index for p in left if self._failure_path(p).exists()}
+        self.note_tried(left)
         return sorted(left, key=lambda prompt: prompt.index in self._tried_before)
+
+    def note_tried(self, left: Sequence[Prompt]) -> None:
+        """Before a sitting: which of the prompts that it is to search for have failed before."""
+        self._tried_before = {p.index for p in left if self._failure_path(p).exists()}
 
     def _opened(self) -> Progress:
         """What is done so far, the rest cleared away."""
@@ -197,7 +201,7 @@ class Experiment:
     def _failure_path(self, prompt: Prompt) -> Path:
         return self.store.state / f"prompt{prompt.index}.failed.txt"
 
-    def _refuse_hopeless(self, outcome: Outcome, reason: str | None) -> None:
+    def refuse_hopeless(self, outcome: Outcome, reason: str | None) -> None:
         """Stop if one prompt after another fails, which is then nothing of the prompts' own.
 
         Neither a prompt that failed before counts, nor one whose images were all answered, and

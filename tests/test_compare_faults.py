@@ -163,6 +163,8 @@ def test_silence_and_failures_are_counted_over_all_searches(
     assert told.out.count("failed: ZeroDivisionError") == 5
     assert "5 prompts in a row failed, the last one: ZeroDivision" in told.err
     assert "The same command goes on." in told.err
+    assert main([*flags, broken, "--set=name=broken"]) == 3  # prompts that failed before count not
+    capsys.readouterr()
     monkeypatch.setattr("experiment.stops.UNSCORED_IN_A_ROW", 13)  # a search shows 5
     monkeypatch.setattr(Blinking, "unseen", [(prompt, 1.0) for prompt in PROMPTS])
     assert main(flags) == 4
