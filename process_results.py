@@ -1,7 +1,7 @@
 """Results for the eyes: collages of each prompt's rounds, or a page, curves and tables of runs.
 
 Without a flag, collages of the best of each search round. Reads records, and never a model unless
---features names one.
+--features or --judge names one.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ def _made(arguments: argparse.Namespace, named: Sequence[Path]) -> int:
 
 def _distinct(folders: Iterable[Path]) -> list[Path]:
     """Each folder once, by the first name that it is given."""
-    return list({folder.resolve(): folder for folder in reversed(list(folders))}.values())[::-1]
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        found.setdefault(folder.resolve(), folder)
+    return list(found.values())
 
 
 def _judge(arguments: argparse.Namespace, folders: Sequence[Path]) -> int:

@@ -83,7 +83,7 @@ def parsed(line: Mapping[str, Any]) -> Word:
 
 
 def words(folder: Path, leave_out: LeaveOut) -> Iterator[Word]:
-    """All that is on record in a folder; damaged lines are left out."""
+    """All that is on record in a folder, but damaged lines and words on what has changed since."""
     path = folder / JUDGED
     if not path.is_file():
         return
@@ -95,9 +95,20 @@ def words(folder: Path, leave_out: LeaveOut) -> Iterator[Word]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield parsed(json.loads(line))
+                word = parsed(json.loads(line))
             except (*MISFITS, RecursionError):
                 leave_out(f"{JUDGED}, line {number}", "it is damaged or no judge's word")
+                continue
+            if not _changed(folder / word.path, word):
+                yield word
+
+
+def _changed(path: Path, word: Word) -> bool:
+    """Whether another picture stands there now, as far as its size tells."""
+    try:
+        return word.sum is not None and path.stat().st_size != word.sum[0]
+    except (OSError, ValueError):  # nothing does; that is its reader's to say
+        return False
 
 
 def _text(value: object) -> str:

@@ -144,10 +144,14 @@ def test_another_metric_of_an_answer_costs_nothing(
 def test_an_image_that_has_changed_is_judged_again(run: Path) -> None:
     assert command(run, "--judge", BRIGHTNESS) == 0
     first = lines(run)[0]
-    Image.new("RGB", (48, 48), "black").save(run / first["path"])
+    Image.effect_noise((48, 48), 9).convert("RGB").save(run / first["path"])
+    assert command(run, "--table") == 0
+    assert means(run)["random", "brightness"][1] == "2"  # it is not the one that was judged
     assert command(run, "--judge", BRIGHTNESS) == 0
     again = [line for line in lines(run) if line["path"] == first["path"]]
-    assert [line["score"] for line in again] == [pytest.approx(1 / 3), 0.0]
+    assert [line["score"] for line in again] == [pytest.approx(1 / 3), pytest.approx(0.5, abs=0.01)]
+    assert command(run, "--table") == 0
+    assert means(run)["random", "brightness"][1] == "3"
 
 
 def test_a_grader_behind_an_api_is_paid_once_and_what_it_leaves_out_is_named(

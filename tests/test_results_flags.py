@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from process_results import main
+from process_results import _distinct, main
 from tests.test_report import Made
 
 
@@ -57,6 +57,13 @@ def test_a_file_is_no_place_for_output(run: Path, capsys: pytest.CaptureFixture[
     file = run / "config.json"
     assert main(["--path", str(run), "--table", "--output", str(file)]) == 2
     assert "is a file: give a folder" in capsys.readouterr().err
+
+
+def test_folders_keep_the_order_in_which_they_are_first_named(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    a, b, c = (tmp_path / name for name in "abc")
+    assert _distinct([c, a, tmp_path / "b" / ".." / "c", b, a]) == [c, a, b]
 
 
 def test_a_folder_named_twice_is_read_once(run: Path, tmp_path: Path) -> None:
