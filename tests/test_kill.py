@@ -24,7 +24,7 @@ from experiment.lock import locked
 from main import main
 from tests.fake_api import FakeApi, Reply, grading
 from tests.interrupted import content
-from tests.test_run import config
+from tests.test_run import config, on_stable_diffusion
 from utils import ROOT, UserError
 
 BATCH = 2
@@ -107,13 +107,13 @@ def pictures(api: FakeApi) -> Counter[bytes]:
     return Counter(json.dumps(call.body, sort_keys=True).encode() for call in api.calls)
 
 
-def killed_at_random(tmp_path: Path, method: str, api: FakeApi, kills: int) -> None:
+def killed_at_random(tmp_path: Path, method: str, api: FakeApi, kills: int, **others: Any) -> None:
     """A run killed again and again, and started again with the same words until it ends."""
-    whole = Child(tmp_path, method, api, "whole")
+    whole = Child(tmp_path, method, api, "whole", **others)
     assert whole.here() == 0
     expected, paid = content(whole.folders[0]), pictures(api)
     api.calls.clear()
-    child = Child(tmp_path, method, api, "killed")
+    child = Child(tmp_path, method, api, "killed", **others)
     chance = random.Random(method)
     landed = 0
     for _ in range(kills):
@@ -142,6 +142,14 @@ def _ended(process: subprocess.Popen[str]) -> bool:
 
 def test_a_run_killed_at_random_ends_as_if_nothing_had_been(tmp_path: Path, api: FakeApi) -> None:
     killed_at_random(tmp_path, "zero-order", api, kills=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["steering", "zero-order"])
+def test_kills_lose_nothing_on_the_other_bundled_pipeline(
+    method: str, tmp_path: Path, api: FakeApi
+) -> None:
+    killed_at_random(tmp_path, method, api, kills=5, **on_stable_diffusion(steps=4))
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from pipelines.placement import Residence
 from tests.families import FAMILIES
 from tests.graders import Motion
 from tests.interrupted import Counting, Killed, content, killed_at, rewritten
-from tests.test_run import config
+from tests.test_run import config, on_stable_diffusion
 from utils import UserError
 
 BATCH = 2
@@ -149,6 +149,13 @@ def test_a_run_killed_at_a_write_goes_on_to_the_same_bytes(
 ) -> None:
     made = world(**searching(method, images=3))
     assert runs_equal(made, lambda n: range(OFTEN.index(method), n, 29)) >= 2
+
+
+def test_the_other_bundled_pipeline_goes_on_to_the_same_bytes_too(
+    world: Callable[..., World],
+) -> None:
+    made = world(**{**searching(QUICK, images=3), **on_stable_diffusion(steps=4)})
+    assert runs_equal(made, lambda n: range(n // 2, n, n)) == 1
 
 
 @pytest.mark.slow

@@ -35,6 +35,14 @@ def config(**changes: Any) -> dict[str, Any]:
     return {**content, **changes}
 
 
+def on_stable_diffusion(steps: int) -> dict[str, Any]:
+    """What makes a config one of the other bundled pipeline: a U-Net, classifier-free guidance."""
+    own = json.loads(Path("configs/shapes_sd.json").read_text())
+    call = {**own["pipeline_call_args"], "num_inference_steps": steps}
+    keys = ("pretrained_model_name_or_path", "torch_dtype")
+    return {"pipeline_call_args": call, **{key: own[key] for key in keys}}
+
+
 def ran(root: Path, **changes: Any) -> Path:
     return run(parse_config(config(**changes)), str(root)).folder
 
