@@ -101,8 +101,9 @@ def _state(files: Files) -> dict[int, Ended]:
 
 
 def _noted(line: Any) -> dict[int, Ended]:
-    entry = line.get("summary")
-    return {} if entry is None else {as_whole(entry["prompt_index"]): _ended(entry)}
+    """The prompt that a line sums up; none where it says not which."""
+    entry = line.get("summary") or {}
+    return {as_whole(entry["prompt_index"]): _ended(entry)} if "prompt_index" in entry else {}
 
 
 def _ended(entry: Mapping[str, Any]) -> Ended:

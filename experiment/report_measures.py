@@ -112,8 +112,9 @@ class Told:
         return Counter(c.status for c in self._candidates() if c.status not in FINE)
 
     def total(self, cost: str) -> float:
-        """Spent on all prompts; nan where the records do not tell."""
-        return math.fsum(COSTS[cost](candidate) for candidate in self._candidates())
+        """Spent on all that has a row, if anything has; nan where the records do not tell."""
+        rows = [each for each in self._candidates() if each.status != UNRECORDED]
+        return math.fsum(COSTS[cost](candidate) for candidate in rows or self._candidates())
 
     @cached_property
     def costs(self) -> tuple[str, ...]:

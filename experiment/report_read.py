@@ -201,7 +201,7 @@ class _Reading:
             rounds=tuple(rounds),
             best=_best(candidates, ended.best),
             failed=ended.failed,
-            unfinished=known is None and endings.unfinished and prompt.index is not None,
+            unfinished=known is None and endings.unfinished,
         )
 
 

@@ -131,9 +131,11 @@ def lineage_run(folder: Path) -> Path:
     """A winner that comes from two earlier images, these from a draw."""
     made = Made(folder, "zero-order")
     for prompt in PROMPTS:
-        made.row(prompt, 1.0)
-        made.row(prompt, 2.0, parents=[0], recipe={"op": "perturb", "of": 0, "cosine": 0.9})
-        made.row(prompt, 2.5, parents=[0], recipe={"op": "perturb", "of": 0, "cosine": 0.9})
-        made.row(prompt, 9.0, parents=[1, 2], round=2, recipe={"op": "perturb", "of": 1})
+        first = made.row(prompt, 1.0)
+        near = {"op": "perturb", "of": first["seed"], "at": 0, "cosine": 0.9}
+        second = made.row(prompt, 2.0, parents=[0], recipe=near)
+        made.row(prompt, 2.5, parents=[0], recipe=near)
+        last = {"op": "perturb", "of": second["seed"]}
+        made.row(prompt, 9.0, parents=[1, 2], round=2, recipe=last)
         made.row(prompt, 0.5, step=10, path=None, guidance=1.5)
     return made.write()

@@ -138,6 +138,18 @@ def test_an_unfinished_run_says_how_far_it_is(
     assert [p["runs"][0].get("unfinished") for p in index["prompts"]] == [None, None, True]
 
 
+def test_a_prompt_in_its_first_round_is_not_done(tmp_path: Path) -> None:
+    """It has images by then, and no rows."""
+    folder = unfinished_run(tmp_path / "run")
+    made = Made(tmp_path / "other")
+    row = made.row("a dog", 1.0)
+    (made.folder / row["path"]).rename(folder / row["path"])
+    (run,) = told([read_run(folder)])
+    assert run.run.done == 1 and run.run.by_key["a dog", 0].unfinished
+    assert run.total("NFE") == 4 * 20  # what is on record is told
+    assert "NFE" in run.costs
+
+
 def test_parts_of_several_processes_are_read(tmp_path: Path) -> None:
     folder = unfinished_run(tmp_path / "run")
     shards = folder / "state" / "shards"

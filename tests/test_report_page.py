@@ -27,6 +27,7 @@ from tests.made_runs import (
     lineage_run,
     run_main,
 )
+from tests.test_report_failures import REASON, failed_run
 from utils import prompt_stem
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable",
@@ -90,6 +91,18 @@ def test_the_page_in_a_browser(browser: Any, tmp_path: Path, width: int) -> None
     assert "zero-order" in compared and f"{found.wins.mean:.0%}".replace("%", " %") in compared
     tab.locator("#curves svg .curve").nth(1).wait_for()
 
+    # Pictures come first, and lead to their prompts.
+    exhibits = tab.locator("#gallery .exhibit")
+    assert exhibits.count() == len(PROMPTS)
+    tab.locator("#gallery img.thumb").nth(11).wait_for()
+    box = exhibits.first.bounding_box()
+    assert box is not None and box["y"] < 400
+    exhibits.nth(2).click()
+    opened_prompt = tab.locator("#list > .prompt[open]")
+    assert opened_prompt.locator("summary b").first.text_content() == PROMPTS[2]
+    opened_prompt.locator("summary").click()
+    tab.evaluate("document.querySelectorAll('.detail').forEach((each) => each.remove())")
+
     # Prompts are sorted, filtered and found.
     listed = tab.locator("#list > .prompt > summary b")
     assert texts(listed)[0] == PROMPTS[0]
@@ -113,13 +126,13 @@ def test_the_page_in_a_browser(browser: Any, tmp_path: Path, width: int) -> None
     column = tab.locator(".candidates th", has_text="overall_score")
     column.get_by_role("button").click()
     assert column.get_attribute("aria-sort") == "descending"
-    scores = [float(text) for text in texts(table.locator("td:nth-child(5)")) if text != "–"]
+    scores = [float(text) for text in texts(table.locator("td:nth-child(4)")) if text != "–"]
     assert scores == sorted(scores, reverse=True) and len(scores) == 6
-    assert texts(table.locator("td:nth-child(5)"))[-1] == "–"
+    assert texts(table.locator("td:nth-child(4)"))[-1] == "–"
     assert tab.evaluate("document.activeElement.dataset.key") == "overall_score"
     tab.keyboard.press("Enter")
     assert column.get_attribute("aria-sort") == "ascending"
-    assert texts(table.locator("td:nth-child(5)"))[-1] == "–"  # what has none stays last
+    assert texts(table.locator("td:nth-child(4)"))[-1] == "–"  # what has none stays last
     tab.get_by_role("button", name="without a score 1").click()
     assert table.locator("tr").count() == 1 and "blocked" in table.inner_text()
 
@@ -133,12 +146,19 @@ def test_the_page_in_a_browser(browser: Any, tmp_path: Path, width: int) -> None
     tab.locator(".candidates").get_by_role("button", name="zero-order").click()
     tab.get_by_role("button", name="previews 1").click()
     assert "×1.50" in table.inner_text()
-    tab.get_by_role("button", name="Where the winner comes from").nth(1).click()
+    tab.get_by_role("button", name="Where it comes from").click()
     stages = tab.locator("#lineage .stage")
     assert stages.count() == 3
     assert [stages.nth(i).locator(".node").count() for i in range(3)] == [1, 2, 1]
     assert "fresh noise" in stages.nth(0).inner_text()
-    assert "perturb from #1, #2" in stages.nth(2).inner_text()
+    assert "neighbour of #1, #2" in stages.nth(2).inner_text()
+    assert texts(tab.locator("#lineage .origin li")) == [
+        "fresh noise (seed 2000)",
+        "neighbour, cosine 0.9 (seed 2001)",
+        "neighbour (seed 2003)",
+    ]
+    command = f"python main.py --replay {runs[1]} --candidate 2:3"
+    assert tab.locator("#lineage code").inner_text() == command
     tab.keyboard.press("Escape")
     assert not tab.locator("#lineage").is_visible()
 
@@ -177,12 +197,15 @@ def test_videos_play_in_the_page_or_are_linked(browser: Any, tmp_path: Path) -> 
     plays = "document.createElement('video').canPlayType('video/mp4; codecs=\"avc1.64001f\"')"
     if not tab.evaluate(plays):  # a Chromium without H.264
         assert tab.locator("video").count() == 0
-        assert tab.locator(".strip a.picture img").count() == 1  # the winner's thumbnail
+        assert tab.locator(".winner a.picture img").count() == 1  # the winner's thumbnail
         tab.close()
         return
     rows.last.scroll_into_view_if_needed()
     until(rows.first, "r => r.parentElement.querySelectorAll('video').length === 2")
-    winner = tab.locator(".strip video")
+    assert not tab.locator(".strip video").evaluate(
+        "v => v.controls"
+    )  # which would hide half of it
+    winner = tab.locator(".winner video")
     assert winner.get_attribute("poster").startswith("data:image/webp")
     small = rows.nth(0).locator("video")
     until(small, "v => v.readyState >= 1")
@@ -207,7 +230,7 @@ def test_lineages_come_to_an_end(browser: Any, tmp_path: Path) -> None:
     assert run_main(made.write(), "--report") == 0
     tab, wrong = opened(browser, made.folder / "report.html", 1280)
     tab.locator(".prompt > summary").click()
-    tab.get_by_role("button", name="Where the winner comes from").click()
+    tab.get_by_role("button", name="Where it comes from").click()
     assert tab.locator("#lineage .node").count() == 3
     assert "Not recorded: #77" in tab.locator("#lineage").inner_text()
     assert wrong == []
@@ -218,7 +241,7 @@ def test_lineages_come_to_an_end(browser: Any, tmp_path: Path) -> None:
 def test_prompts_are_filtered_by_category(browser: Any, tmp_path: Path) -> None:
     assert run_main(categorised(tmp_path / "run"), "--report") == 0
     tab, wrong = opened(browser, tmp_path / "run" / "report.html", 1280)
-    rows = [texts(row.locator("td")) for row in tab.locator("#categories tbody tr").all()]
+    rows = [texts(row.locator("th, td")) for row in tab.locator("#categories tbody tr").all()]
     assert [row[:3] for row in rows] == [["shapes", "2", "1.50"], ["animals", "1", "5.00"]]
     tab.get_by_label("show", exact=True).select_option("category animals")
     assert texts(tab.locator("#list > .prompt > summary b")) == ["a cat"]
@@ -235,6 +258,7 @@ def test_a_thousand_prompts_are_painted_within_three_seconds(browser: Any, tmp_p
     assert run_main(tmp_path / "run", "--report") == 0
     tab, wrong = opened(browser, tmp_path / "run" / "report.html", 1280)
     tab.wait_for_selector("#list > .prompt:nth-child(1000)", state="attached")
+    tab.locator("#gallery img.thumb").first.wait_for()
     tab.wait_for_timeout(300)
     paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
     assert tab.evaluate(paint) < 3000
@@ -244,3 +268,107 @@ def test_a_thousand_prompts_are_painted_within_three_seconds(browser: Any, tmp_p
     assert tab.locator(".thumbs img").count() < 200
     assert wrong == []
     tab.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_failures_are_seen_at_once_and_listed(browser: Any, tmp_path: Path, width: int) -> None:
+    folder = failed_run(tmp_path / "run")
+    assert run_main(folder, "--report") == 0
+    tab, wrong = opened(browser, folder / "report.html", width)
+    notice = tab.locator("#notices")
+    assert "2 of 3 prompts failed" in notice.inner_text() and REASON in notice.inner_text()
+    assert "1 of 3" in tab.locator("#overview tbody").inner_text()
+    notice.get_by_role("button").click()
+    assert texts(tab.locator("#list > .prompt > summary b")) == [
+        "a lost one", "failed:", HOSTILE, "failed:"
+    ]  # fmt: skip
+    tab.locator(".prompt > summary").first.click()
+    assert REASON in tab.locator(".winner").inner_text()
+    assert tab.locator(".candidates").count() == 0
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    assert wrong == []
+    tab.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_many_runs_stay_readable(browser: Any, tmp_path: Path, width: int) -> None:
+    runs = [graded_run(tmp_path / f"a_rather_long_name_of_run_{i:02}", 0.1 * i) for i in range(12)]
+    assert run_main(*runs, "--report", "--output", tmp_path / "out") == 0
+    tab, wrong = opened(browser, tmp_path / "out" / "report.html", width)
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    # Differences to one run, which can be chosen; not of all to all.
+    rows = tab.locator("#pairs tbody tr")
+    assert rows.count() == 11
+    last = rows.nth(10).locator("td").first
+    assert (last.text_content() or "").startswith("+1.10")
+    tab.get_by_label("compared with").select_option("11")
+    assert (rows.first.locator("td").first.text_content() or "").startswith("−1.10")
+    assert texts(rows.nth(0).locator("td"))[1].startswith("0 %")
+    # Each has a number where names have no room, and lines that are told apart.
+    numbers = texts(tab.locator("#list > .prompt").first.locator(".swatch"))
+    assert numbers == [str(i) for i in range(1, 13)]
+    curves = tab.locator("#curves .chart").first.locator(".curve")
+    curves.nth(11).wait_for()
+    style = "e => [getComputedStyle(e).stroke, e.getAttribute('stroke-dasharray')].join()"
+    assert len({curves.nth(i).evaluate(style) for i in range(12)}) == 12
+    band = tab.locator("#curves .chart").first.locator(".band").first
+    assert band.evaluate("e => getComputedStyle(e).display") == "none"
+    assert tab.locator("#list > .prompt").first.evaluate("e => e.offsetHeight") < 330
+    tab.locator("#list > .prompt > summary").first.click()
+    tab.locator(".detail .winner").nth(11).wait_for()
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    assert wrong == []
+    tab.close()
+
+
+@pytest.mark.slow
+def test_a_long_name_without_a_break_fits_on_a_phone(browser: Any, tmp_path: Path) -> None:
+    folder = graded_run(tmp_path / ("abcdefghij" * 8), method="klmnopqrst" * 6)
+    assert run_main(folder, "--report") == 0
+    tab, wrong = opened(browser, folder / "report.html", 390)
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    tab.locator("#list > .prompt > summary").first.click()
+    tab.locator(".detail").wait_for()
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    tab.get_by_role("button", name="How to make it again").click()
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    assert wrong == []
+    tab.close()
+
+
+@pytest.mark.slow
+def test_runs_that_cannot_be_compared_say_so(browser: Any, tmp_path: Path) -> None:
+    one, two, three = Made(tmp_path / "one"), Made(tmp_path / "two"), Made(tmp_path / "3", "b", "x")
+    one.row("a cat", 1.0)
+    two.row("a dog", 2.0)
+    three.row("a cat", 3.0, scores={})
+    folders = [one.write(), two.write(), three.write()]
+    for others, said in (((0, 1), "No prompt is in more than one"), ((0, 2), "No metric is in")):
+        out = tmp_path / f"out{others[1]}"
+        assert run_main(*(folders[i] for i in others), "--report", "--output", out) == 0
+        tab, wrong = opened(browser, out / "report.html", 1280)
+        assert said in tab.locator("#pairs").inner_text()
+        assert wrong == []
+        tab.close()
+
+
+@pytest.mark.slow
+def test_the_winner_of_a_strip_is_in_view(browser: Any, tmp_path: Path) -> None:
+    made = Made(tmp_path / "run", "zero-order")
+    for number in range(1, 25):
+        made.row("a cat", 9.0 if number == 20 else 1.0, round=number)
+    assert run_main(made.write(), "--report") == 0
+    for width in (1280, 390):
+        tab, wrong = opened(browser, made.folder / "report.html", width)
+        tab.locator("#list > .prompt > summary").click()
+        won = tab.locator(".strip .won")
+        won.wait_for()
+        assert "round 20" in won.inner_text()
+        box = won.bounding_box()
+        assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width
+        frame = tab.locator(".frame", has=tab.locator(".strip")).last
+        until(frame, "f => f.hasAttribute('data-before') && f.hasAttribute('data-behind')")
+        assert wrong == []
+        tab.close()

@@ -33,8 +33,7 @@ function winner(at, i, shown, reference) {
   const rows = INDEX.runs[i].metrics.filter(([label]) => winnerScore(at, i, label) !== null).map(([label, judge]) => {
     const gap = i === reference ? null : difference(at, label, i, reference);
     return h("tr", {}, h("th", {}, ...breakable(label), several ? null : h("span", { class: "role faint" }, judge ? "judge" : "verifier")),
-      h("td", {}, number(winnerScore(at, i, label))),
-      reference === i || !several ? null : h("td", { class: "faint" }, gap === null ? "" : gap === 0 ? "±0" : signed(gap)));
+      h("td", {}, number(winnerScore(at, i, label)), gap ? h("span", { class: "role faint" }, signed(gap)) : null));
   });
   return h("section", { class: "winner" }, name,
     explain(rowPicture(i, shown, best, many), best.explanation),
@@ -55,7 +54,8 @@ function rounds(i, shown) {
     const alt = `best of round ${round.number}`;
     const image = round.name ? picture(i, round.name, alt, { poster: framed ? shown.thumb : null, small: true }) : nothing(round.why);
     return h("figure", { class: framed ? "won" : null }, explain(image, round.explanation),
-      h("figcaption", {}, h("b", {}, number(round.score)), h("br"), `round ${round.number}`, round.n ? ` · ${counted(round.n, noun)}` : "",
+      h("figcaption", {}, h("b", {}, number(round.score)), h("br"), `round ${round.number}`,
+        round.n ? [", ", h("span", { class: "together" }, counted(round.n, noun))] : "",
         round.rejected ? h("span", { class: "role" }, "rejected") : null));
   });
   return h("section", {},

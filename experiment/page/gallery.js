@@ -6,7 +6,7 @@ function exhibited() {
   const mean = (run) => INDEX.runs[run].means[INDEX.runs[run].metrics[0][0]]?.[0] ?? -Infinity;
   const [first, ...others] = INDEX.runs.map((_, run) => run);
   if (!many) return [first, ...others];
-  return [first, ...others.sort((a, b) => mean(b) - mean(a)).slice(0, FEW - 1)].sort((a, b) => a - b);
+  return [first, ...others.sort((a, b) => mean(b) - mean(a)).slice(0, 2)].sort((a, b) => a - b);
 }
 
 function gallery(open) {
@@ -29,7 +29,7 @@ function gallery(open) {
     h("div", { class: "titled" }, h("h2", {}, "Winners"),
       several ? h("span", { class: "legend" }, runs.map((run) => h("span", {}, runName(run)))) : null,
       h("span", { class: "count" }, [FIRST ? `scores: ${FIRST}` : null, won.length > shown.length ? `the first ${whole(shown.length)} of ${counted(INDEX.prompts.length, "prompt")}` : null,
-        runs.length < INDEX.runs.length ? "the first run and the highest means" : null].filter(Boolean).join(", "))),
+        runs.length < INDEX.runs.length ? "the first run and the two highest means" : null].filter(Boolean).join(", "))),
     scroller(strip, { label: "winners" }));
 }
 function tileScore(at, run, best) {
