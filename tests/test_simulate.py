@@ -183,4 +183,4 @@ def test_several_runs_are_told_apart_and_one_that_cannot_be_used_costs_no_other(
     assert process(["--path", *folders, "--simulate", "best"]) == 2
     said = capsys.readouterr()
     assert said.out.index(str(drawn)) < said.out.index(str(other))
-    assert "holds no run's records" in said.err and "preview" not in said.err
+    assert "There are no results in" in said.err and "preview" not in said.err
