@@ -52,4 +52,6 @@ class Files:
 
 
 def _short(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without its path, for a page may be sent to others
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
