@@ -99,7 +99,7 @@ def _geneval_lines(run: Path) -> list[dict[str, Any]]:
         try:
             content = path.read_text(encoding="utf-8").split("\n")
             lines = [json.loads(line) for line in content if line.strip()]
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             lines = []
     asked = {"prompt", "tag", "include"}  # by GenEval's evaluate_images.py
     if not lines or not all(isinstance(line, dict) and asked <= line.keys() for line in lines):
@@ -114,7 +114,7 @@ def _prompt_file(run: Path) -> Path | None:
     """The file with the run's prompts, as its config names it."""
     try:
         name = json.loads((run / "config.json").read_bytes()).get("prompts")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     kept = NAMED.get(str(name))
     if isinstance(kept, WebFiles):

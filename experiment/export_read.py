@@ -206,7 +206,7 @@ def _is_sound(path: Path, folder: Path, notes: Notes) -> bool:
 def _object(content: bytes) -> dict[str, Any] | None:
     try:
         parsed = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) else None
 

@@ -157,6 +157,6 @@ def _metadata(path: Path) -> tuple[str, str] | None:
     try:
         first = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
         return str(first["prompt"]), str(first.get("tag") or "")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no line of GenEval's metadata: mend it, or move it away.") \
             from error  # fmt: skip

@@ -83,7 +83,7 @@ def _specs(text: str) -> list[dict[str, Any]]:
     if text.lstrip().startswith(("{", "[")):
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"--judge is given JSON that cannot be read: {error}.") from error
     elif text.endswith(".json"):
         content = read_json(text)

@@ -165,6 +165,7 @@ def test_what_is_damaged_is_left_out_counted_and_named(
     run.add(1, None, 32)
     run.write('{"id": 2, "prom')  # line 12
     run.write("[1]")
+    run.write("[" * 3000)  # deeper than Python reads
     run.row(prompt=7, prompt_index=0, seed=1, score=1.0, status="ok", path="x.png")
     run.row(prompt="a", prompt_index="?", seed=1, score=1.0, status="ok", path="x.png")
     run.row(prompt="a", prompt_index=0, seed=1, score=1.0, status="ok", path="../../elsewhere.png")
@@ -175,7 +176,7 @@ def test_what_is_damaged_is_left_out_counted_and_named(
     assert len(loaded("imagefolder", data_dir=str(tmp_path / "out"))) == 8
     lines = capsys.readouterr().err.splitlines()
     (damaged,) = [line for line in lines if "left out, damaged" in line]
-    assert "7 left out, damaged" in damaged and "and 2 more" in damaged
+    assert "8 left out, damaged" in damaged and "and 3 more" in damaged
     assert "prompt@x_hash@1_i@1_s@1.json" in damaged and torn.name in damaged
     assert any("1 left out, without a score" in line and "s@32" in line for line in lines)
     assert any("1 left out, outside" in line and "elsewhere.png" in line for line in lines)
