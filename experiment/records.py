@@ -158,7 +158,7 @@ def _rows_of(path: Path, since: int) -> Iterator[CandidateRecord]:
         try:
             yield _candidate(row)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(_damaged_row(path, number)) from error
+            raise UserError(damaged_row(path, number)) from error
 
 
 def written_rows(path: Path, since: int = 0) -> Iterator[tuple[int, Any]]:
@@ -183,7 +183,7 @@ def _parsed(path: Path, lines: Sequence[tuple[int, bytes]]) -> Iterator[tuple[in
         except (ValueError, RecursionError) as error:
             if number == lines[-1][0]:
                 return
-            raise UserError(_damaged_row(path, number)) from error
+            raise UserError(damaged_row(path, number)) from error
 
 
 @contextmanager
@@ -258,7 +258,7 @@ def _candidate(row: Mapping[str, Any]) -> CandidateRecord:
     )
 
 
-def _damaged_row(path: Path, number: int) -> str:
+def damaged_row(path: Path, number: int) -> str:
     return f"Line {number} of {path} is not a candidate's row: mend or delete that line."
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from experiment.config import ExperimentConfig, parse_config, read_json
 from experiment.prompts import Prompt
-from experiment.records import CANDIDATES, candidate_files, read_candidates, written_rows
+from experiment.records import CANDIDATES, candidate_files
 from experiment.replay_kept import Replayed, kept
+from experiment.replay_rows import fitting, recorded_rows
 from experiment.replay_wanted import wanted
 from experiment.resume import as_begun
 from experiment.runner import Engine, load, plan
@@ -40,7 +41,7 @@ def replay(folder: Path, candidate: str, overrides: Mapping[str, Any]) -> Replay
     from the same noise, which only fresh noises can be.
     """
     config = _config(folder, overrides)
-    rows = _rows(folder)
+    rows = recorded_rows(folder)
     row = wanted(rows, candidate)
     mine = [r for r in rows if r["prompt_index"] == row["prompt_index"]]
     if overrides and row["recipe"]["op"] != "draw":
@@ -50,8 +51,10 @@ def replay(folder: Path, candidate: str, overrides: Mapping[str, Any]) -> Replay
         )
     planned = plan(config)
     prompt = _prompt(planned.prompts, row)
-    maker = Maker(load(config, planned), config, mine, prompt)
-    media = maker.image(row) if not overrides else maker.drawn_image(row)
+    engine = load(config, planned)
+    with fitting(folder):
+        maker = Maker(engine, config, mine, prompt)
+        media = maker.image(row) if not overrides else maker.drawn_image(row)
     return kept(folder, config, prompt, row, media, overrides)
 
 
@@ -65,12 +68,6 @@ def _config(folder: Path, overrides: Mapping[str, Any]) -> ExperimentConfig:
             raise UserError(f"--replay takes changes of pipeline_call_args only, not '{name}'.")
         content["pipeline_call_args"][key] = value
     return parse_config(as_begun(content))
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    """All rows as written, once the reader has found them sound."""
-    read_candidates(folder)
-    return [row for path in candidate_files(folder) for _, row in written_rows(path)]
 
 
 def _prompt(prompts: Sequence[Prompt], row: Mapping[str, Any]) -> Prompt:

@@ -271,6 +271,24 @@ def test_what_fuzzing_has_found_stays_found(worlds: Worlds, kind: str) -> None:
     assert ended.code == 2 and re.search(said, ended.err) and ended.err.count("\n") == 1, ended
 
 
+UNFIT: dict[str, Any] = {
+    "recipe": None, "seed": True, "batch_size": 10**9, "step": "1", "guidance": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", UNFIT)
+def test_a_row_that_no_run_writes_is_not_replayed(worlds: Worlds, key: str) -> None:
+    """Each once ended in a traceback, or would have taken all memory."""
+    shutil.rmtree(worlds.scratch, ignore_errors=True)
+    folder = worlds.scratch / "run"
+    shutil.copytree(worlds.made[0].folder, folder)
+    path = folder / "candidates.jsonl"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps({**json.loads(first), key: UNFIT[key]}), *others, ""]))
+    ended = command(main, f"--replay={folder}", "--candidate=0:0")
+    assert ended.code == 2 and "Line 1 of" in ended.err and ended.err.count("\n") == 1, ended
+
+
 @often(25, derandomize=True)
 @given(data=st.data())
 def test_a_damaged_run_is_gone_on_with_rightly_or_not_at_all(
