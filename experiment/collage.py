@@ -102,7 +102,7 @@ def _round_grids(
             by_round.setdefault(file.search_round, []).append(file)
         for number, candidates in sorted(by_round.items()):
             yield Picture(
-                name=f"round_{names[key]}_i@{number}.png",
+                name=f"round_{names.get(key, f'{key.slug}_hash@{key.hash}')}_i@{number}.png",
                 caption=_caption(_prompt_of(key, known), key),
                 note=drawable(
                     f"round {number}: seed and {_metric(known.get(key))}, n={len(candidates)}"

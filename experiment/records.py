@@ -251,11 +251,17 @@ def _candidate(row: Mapping[str, Any]) -> CandidateRecord:
         rows=int(row.get("rows", 0)),
         batch_size=int(row.get("batch_size", 0)),
         seconds=_number(row.get("seconds", 0)),
-        path=row.get("path"),
+        path=_path(row.get("path")),
         draft=row.get("draft") is True,
         profile=str(row.get("profile") or "exact"),
         guidance=_number(row.get("guidance", 1.0)),
     )
+
+
+def _path(value: Any) -> str | None:
+    if not isinstance(value, str | None):
+        raise TypeError(f"{value!r} is no path")
+    return value
 
 
 def damaged_row(path: Path, number: int) -> str:

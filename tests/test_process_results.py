@@ -402,6 +402,18 @@ def test_user_errors_are_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
         assert str(tmp_path / path) in message
 
 
+def test_a_row_may_name_a_picture_of_which_nothing_else_is_left(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", ours=True)
+    lost = run.round(1, [0.5]).name.replace("hash@", "hash@0")
+    rows = run.folder / "candidates.jsonl"
+    row = {"id": 1, "prompt": "x", "prompt_index": 1, "round": 1, "step": 1, "steps": 1,
+           "seed": 8, "status": "ok", "score": 0.5, "path": lost}  # fmt: skip
+    rows.write_text(json.dumps(row) + "\n")
+    assert process(run.folder, "--per_round") == 0
+    rows.write_text(json.dumps({**row, "path": True}) + "\n")
+    assert process(run.folder, "--per_round") == 2
+
+
 def test_no_deep_learning_library_is_imported() -> None:
     code = (
         "import sys, process_results\n"
