@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import json
 import os
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from utils import UserError
+from utils import UserError, assignment
 
 if TYPE_CHECKING:
     from experiment.config import ExperimentConfig
@@ -108,17 +107,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
         flags["use_low_gpu_vram"] = True
     if args.deterministic:
         flags["engine_args.deterministic"] = True
-    return flags | dict(_assignment(text) for text in args.set)
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set wants KEY=VALUE, not '{text}'.")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
+    return flags | dict(assignment(text) for text in args.set)
 
 
 def _config_path(args: argparse.Namespace) -> str:
@@ -156,7 +145,7 @@ def _replay(args: argparse.Namespace) -> int:
             "--replay goes with --candidate: give PROMPT:ID (prompts count from 0, ids are in"
             " candidates.jsonl), a seed or an image's name."
         )
-    changes = dict(_assignment(text) for text in args.set)
+    changes = dict(assignment(text) for text in args.set)
     print(replay(Path(args.replay), args.candidate, changes))
     return 0
 

@@ -16,8 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiment.results_flags import options, parser, refuse_clashes
-from utils import UserError, write_atomically
+from experiment.results_flags import parser, refuse_clashes
+from utils import UserError, assignment, write_atomically
 
 if TYPE_CHECKING:
     from experiment.report_views import Views
@@ -80,7 +80,7 @@ def _judge(arguments: argparse.Namespace, folders: Sequence[Path]) -> int:
     from experiment.judges import read_judges
     from experiment.judging import judge_folders
 
-    judges = read_judges(arguments.judge, options(arguments.set))
+    judges = read_judges(arguments.judge, dict(map(assignment, arguments.set)))
     say = partial(print, flush=True)
     try:
         return judge_folders(folders, judges, arguments.budget, say, _tell)

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import hashlib
 import io
+import json
 import math
 import os
 import re
@@ -135,6 +136,17 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """The key and the value in KEY=VALUE, as flags take it; a value that is no JSON is text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set wants KEY=VALUE, not '{text}'.")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
 
 
 def append_whole(path: Path, data: bytes) -> None:

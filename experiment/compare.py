@@ -255,7 +255,7 @@ class _Sitting:
             call = called(cell.config, cell.planned.checkpoint)
             refuse_unfit(cell.config, call, cell.planned.prompts)
         # Gradients need the most memory: where a method asks for them, weights are placed for it.
-        climbing = [cell for cell in cells if "gradient" in cell.config.search_args.build().needs]
+        climbing = [cell for cell in cells if cell.config.climbs]
         first = (*climbing, *cells)[0]
         engine = load(first.config, first.planned)
         if others := {key for cell in cells for key in check_world(cell.folder, engine.manifest)}:

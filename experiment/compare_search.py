@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from experiment.compare_cell import Cell, Done, Winner
@@ -18,7 +19,7 @@ from experiment.runner import Engine
 from experiment.searching import Experiment
 from experiment.stops import SILENT, Silent, Watch
 from experiment.store import RunStore
-from verifiers.base import Item
+from verifiers.base import Item, Memory, Score
 
 
 class CellRun:
@@ -161,16 +162,17 @@ class _Judging:
         assert row.path is not None
         if (row.id, label) in self._unanswered:
             return math.nan
-        score = self._journal.judged(row.id, label)
-        if score is None:
-            item = Item(self._store.read_media(row.path), self._prompt.text, label=self._class)
-            score = self._judges[label].score([item])[0]
-            if score.status in SILENT:  # who did not answer is asked again by the next sitting
-                self._unanswered.add((row.id, label))
-            else:
-                self._journal.note_judged(row.id, label, score)
-            self._watch.scored([score], label)
+        media = partial(self._store.read_media, row.path)
+        score = self._journal.word(row.id, label, partial(self._asked, label, media))
+        if score.status in SILENT:
+            self._unanswered.add((row.id, label))
         return score.value
+
+    def _asked(self, label: str, media: Callable[[], Any], memory: Memory) -> Score:
+        item = Item(media(), self._prompt.text, label=self._class, memory=memory)
+        score = self._judges[label].score([item])[0]
+        self._watch.scored([score], label)
+        return score
 
 
 def within(rows: Sequence[CandidateRecord], budget: float) -> list[CandidateRecord]:

@@ -363,6 +363,11 @@ class ExperimentConfig(Part):
     def batch_size(self) -> int | Literal["auto"]:
         return self.batch_size_for_img_gen or self.engine_args.batch_size
 
+    @property
+    def climbs(self) -> bool:
+        """Whether the search differentiates through pipeline and verifier."""
+        return "gradient" in self.search_args.build().needs
+
     def resolved(self) -> dict[str, Any]:
         """The whole config with its defaults filled in, as saved: running it repeats the run."""
         whole = self.model_dump(mode="json", by_alias=True, exclude={"schema_", "ray_args"})

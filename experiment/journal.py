@@ -12,7 +12,7 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from experiment.overlap import side_by_side
 from experiment.pictures import from_tensors, to_tensors
 from experiment.prompts import Prompt
 from experiment.rows import as_sum
+from experiment.stops import SILENT
 from experiment.store import RunStore
 from pipelines.denoiser import Decoded
 from search.core import Candidates, Rollout
@@ -200,21 +201,24 @@ class Journal:
         """From here on batches are no larger than this."""
         self._append({"kind": "batch_size", "size": size})
 
-    def judged(self, id: int, judge: str) -> Score | None:
-        """What a judge has said of a round's winner."""
-        return self._judged.get((id, judge))
+    def word(self, id: int, judge: str, ask: Callable[[Memory], Score]) -> Score:
+        """A judge's word on a round's winner, which it gives once.
 
-    def note_judged(self, id: int, judge: str, score: Score) -> None:
-        self._judged[id, judge] = score
-        self._append({"kind": "judged", "id": id, "judge": judge, "score": as_json(score)})
+        ask: is handed what was answered where several make up the judge. Who does not answer is
+        asked again by the next sitting.
+        """
+        known = self._judged.get((id, judge))
+        if known is not None:
+            return known
+        score = ask(self._answers.memory({"id": id, "judge": judge}))
+        if score.status not in SILENT:
+            self._judged[id, judge] = score
+            self._append({"kind": "judged", "id": id, "judge": judge, "score": as_json(score)})
+        return score
 
     def memory(self, rollout: Rollout, start: Candidates, at: int) -> Memory:
         """What is answered of one of a batch's candidates before the others are."""
         return self._answers.memory(_asked(rollout, start), at)
-
-    def memory_of_judge(self, id: int, judge: str) -> Memory:
-        """The same of a round's winner, where several make up a judge's word."""
-        return self._answers.memory({"id": id, "judge": judge})
 
     def drop_unanswered(self) -> None:
         """Forget the last batches in which no image was answered: they are to be asked again."""

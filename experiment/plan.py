@@ -163,7 +163,7 @@ def make_plan(config: ExperimentConfig, checkpoint: str, prompts: list[Prompt]) 
 def _refuse_flat(config: ExperimentConfig) -> None:
     """Refuse a search that climbs its verifier's gradient with a verifier that has none."""
     method, verifier = config.search_args.search_method, config.verifier_args.make()
-    if "gradient" in config.search_args.build().needs and not verifier.differentiable:
+    if config.climbs and not verifier.differentiable:
         raise UserError(
             f"The search method '{method}' climbs the verifier's gradient, but '{verifier.name}' by"
             f" {metric_name(verifier.metric)} has none: use one metric of clip, pickscore, hpsv2,"

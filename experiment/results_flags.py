@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from utils import UserError
 
@@ -131,20 +128,6 @@ def _add_exports(made: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--push_to_hub", metavar="REPO", help="upload the export to this dataset repository"
     )
-
-
-def options(assignments: Sequence[str]) -> dict[str, Any]:
-    """From KEY=VALUE; a value that is no JSON is text."""
-    found: dict[str, Any] = {}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set wants KEY=VALUE, not '{text}'.")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found
 
 
 def refuse_clashes(given: argparse.Namespace) -> None:

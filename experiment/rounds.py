@@ -11,11 +11,10 @@ from typing import Any
 from experiment.evaluate import Evaluated
 from experiment.journal import Journal
 from experiment.prompts import Prompt
-from experiment.stops import SILENT
 from experiment.store import RunStore
 from search.core import Rollout
 from utils import json_number
-from verifiers.base import Chosen, Item, Score, metric_name
+from verifiers.base import Chosen, Item, Memory, Score, metric_name
 
 
 @dataclass(frozen=True)
@@ -176,14 +175,13 @@ class RoundBook:
 
     def _asked(self, id: int, judge: str, item: Item) -> Score:
         """A judge's word on a winner, which it gives once."""
-        score = self._journal.judged(id, judge)
-        if score is None:
-            item = replace(item, memory=self._journal.memory_of_judge(id, judge))
-            score = self._judges[judge].score([item])[0]
-            if score.status not in SILENT:  # who did not answer is asked again by a resume
-                self._journal.note_judged(id, judge, score)
+
+        def ask(memory: Memory) -> Score:
+            score = self._judges[judge].score([replace(item, memory=memory)])[0]
             self.judged(judge, score)
-        return score
+            return score
+
+        return self._journal.word(id, judge, ask)
 
     def _row(self, entry: Evaluated) -> dict[str, Any]:
         kept = self._known.get(entry.id)

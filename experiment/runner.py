@@ -247,7 +247,7 @@ def load(
     judges = named_judges(config)
     if elsewhere is not None:
         judges = {name: elsewhere(judge, name) for name, judge in judges.items()}
-        if not _climbs(config):  # which needs it at hand
+        if not config.climbs:  # which needs it at hand
             verifier = elsewhere(verifier, "")
     for name, judge in judges.items():
         if judge.preview_noise is not None:
@@ -288,7 +288,7 @@ def load(
         batch_size,
         offload=config.engine_args.offload,
         vae=config.engine_args.vae,
-        gradient=_climbs(config),
+        gradient=config.climbs,
         take_turns=config.use_low_gpu_vram and bool(beside),
         others=[judge.offload for judge in beside],
     )
@@ -308,15 +308,10 @@ def load(
     return Engine(denoiser, verifier, judges, fitted.batch_size, ran_on, fitted.compiled)
 
 
-def _climbs(config: ExperimentConfig) -> bool:
-    """Whether the search differentiates through pipeline and verifier."""
-    return "gradient" in config.search_args.build().needs
-
-
 def _judging_device(config: ExperimentConfig, device: str) -> str:
     """Where verifiers run; refuses another place than the pipeline's to a search by gradients."""
     wanted = config.engine_args.verifier_device
-    if not _climbs(config):
+    if not config.climbs:
         return verifier_device(wanted, device)
     if wanted not in ("auto", device):
         raise UserError(

@@ -43,7 +43,7 @@ def measures_attention(config: ExperimentConfig, device: str, *, apart: bool) ->
         and device.startswith("cuda")
         and config.torch_dtype != "fp32"  # which cuDNN's has not
         and not apart
-        and "gradient" not in config.search_args.build().needs  # a step forward tells half of it
+        and not config.climbs  # a step forward tells half of it
     )
 
 
@@ -68,11 +68,7 @@ def compiles(
         )
     if engine.compile != "auto" or offloaded or not device.startswith("cuda"):
         return engine.compile == "on"
-    if (
-        engine.quantization
-        or engine.profile == "cached"
-        or "gradient" in config.search_args.build().needs
-    ):
+    if engine.quantization or engine.profile == "cached" or config.climbs:
         return False  # these have hooks and graphs of their own
     parts = [part for _, part in models_of(pipeline_index(checkpoint))]
     return pays([part for part in parts if kind_of(part) == "denoiser"], passes)
@@ -88,7 +84,7 @@ def speed(config: ExperimentConfig, local: str, passes: Passes) -> Iterable[tupl
     if not device.startswith("cuda"):
         return
     judging = verifier_device(engine.verifier_device, device)
-    apart = judging != device and "gradient" not in config.search_args.build().needs
+    apart = judging != device and not config.climbs
     if apart:
         yield "verifiers", f"on {judging}, while images are made"
     build = called(config, local).build

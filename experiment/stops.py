@@ -6,12 +6,12 @@ import errno
 from collections.abc import Sequence
 
 from utils import UserError
-from verifiers.base import Score
+from verifiers.base import NO_ANSWER, Score
 
 UNSCORED_IN_A_ROW = 32
 FAILED_IN_A_ROW = 5  # prompts
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-SILENT = {"unscored", "failed", "truncated", "invalid_image"}  # a blocked image is an answer
+SILENT = NO_ANSWER | {"invalid_image"}  # a blocked image is an answer
 STOPPED = 4  # the exit code
 
 

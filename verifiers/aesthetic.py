@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from utils import UserError, find_checkpoint
-from verifiers.base import BaseVerifier, Item, Score
+from verifiers.base import Item, Score
 from verifiers.batches import check_model_options, score_batches
 from verifiers.checkpoints import (
     clip_processor_of,
@@ -21,6 +21,7 @@ from verifiers.checkpoints import (
     without_prefix,
 )
 from verifiers.pixels import as_processor
+from verifiers.turns import TurnTaking
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +31,7 @@ FILES = ("aesthetic-model.pth", "sac+logos+ava1-l14-linearMSE.pth", "model.safet
 
 
 @dataclass
-class LaionAesthetic(BaseVerifier):
+class LaionAesthetic(TurnTaking):
     """laion_aesthetic_score = head(v / |v|), v CLIP's image embedding; about 4 to 7.5.
 
     Linear layers 768-1024-128-64-16-1 with nothing between them. The prompt is not looked at.
@@ -48,10 +49,6 @@ class LaionAesthetic(BaseVerifier):
     _model: Any = field(default=None, init=False, repr=False)
     _processor: Any = field(default=None, init=False, repr=False)
     _head: Any = field(default=None, init=False, repr=False)
-
-    @property
-    def takes_turns(self) -> bool:
-        return True
 
     def check(self) -> None:
         find_checkpoint(self.model_name)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from utils import find_checkpoint
-from verifiers.base import BaseVerifier, Item, Score
+from verifiers.base import Item, Score
 from verifiers.batches import check_model_options, score_batches, tokenize
 from verifiers.checkpoints import clip_processor_of, from_pretrained, tokenizer_of
 from verifiers.pixels import as_processor
+from verifiers.turns import TurnTaking
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,7 +70,7 @@ class Clip:
 
 
 @dataclass
-class ClipScore(BaseVerifier):
+class ClipScore(TurnTaking):
     """Any CLIP checkpoint, by folder or hub id.
 
     clip_score is the plain cosine in [-1, 1]: neither clipped at 0 nor scaled by 2.5 as in the
@@ -85,10 +86,6 @@ class ClipScore(BaseVerifier):
     needs: ClassVar[str] = "the weights of a CLIP model"
 
     _clip: Any = field(default=None, init=False, repr=False)
-
-    @property
-    def takes_turns(self) -> bool:
-        return True
 
     def check(self) -> None:
         find_checkpoint(self.model_name)

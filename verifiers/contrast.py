@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from verifiers.base import BaseVerifier, Item, Score
+from verifiers.base import Item, Score
 from verifiers.batches import score_batches
 from verifiers.pixels import of_image
+from verifiers.turns import TurnTaking
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's grey
 
 
 @dataclass
-class Contrast(BaseVerifier):
+class Contrast(TurnTaking):
     """contrast = 0.6 min(10 variance, 1) + 0.4 min(5 gradient, 1), of the grey image g in [0, 1].
 
     variance: the mean of (g - mean g)^2. gradient: the mean of |g[y, x+1] - g[y, x]| and that of
@@ -28,10 +29,6 @@ class Contrast(BaseVerifier):
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("contrast",)
-
-    @property
-    def takes_turns(self) -> bool:
-        return True
 
     def score(self, items: Sequence[Item]) -> list[Score]:
         # One at a time: their sizes may differ, and there is no model to keep busy.

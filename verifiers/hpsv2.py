@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from utils import UserError, find_checkpoint
-from verifiers.base import BaseVerifier, Item, Score
+from verifiers.base import Item, Score
 from verifiers.batches import check_model_options, score_batches
 from verifiers.checkpoints import (
     fetch_file,
@@ -20,6 +20,7 @@ from verifiers.checkpoints import (
 )
 from verifiers.clip import Clip
 from verifiers.pixels import padded
+from verifiers.turns import TurnTaking
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +50,7 @@ PATTERNS = (
 
 
 @dataclass
-class Hpsv2(BaseVerifier):
+class Hpsv2(TurnTaking):
     """hpsv2 = cos(image, prompt); about 0.2 to 0.32.
 
     model_name: a checkpoint file, a folder or a hub id that holds one, in open_clip's names.
@@ -67,10 +68,6 @@ class Hpsv2(BaseVerifier):
 
     _clip: Any = field(default=None, init=False, repr=False)
     _framing: Any = field(default=None, init=False, repr=False)
-
-    @property
-    def takes_turns(self) -> bool:
-        return True
 
     def check(self) -> None:
         if self.version not in FILES:

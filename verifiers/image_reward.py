@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from utils import find_checkpoint
-from verifiers.base import BaseVerifier, Item, Score
+from verifiers.base import Item, Score
 from verifiers.batches import check_model_options, score_batches, tokenize
 from verifiers.checkpoints import (
     fetch_file,
@@ -22,6 +22,7 @@ from verifiers.checkpoints import (
     without_prefix,
 )
 from verifiers.pixels import cropped
+from verifiers.turns import TurnTaking
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +44,7 @@ VISION = (
 
 
 @dataclass
-class ImageReward(BaseVerifier):
+class ImageReward(TurnTaking):
     """image_reward = (MLP(text's CLS) - mean) / std; about -2.3 to 2.1.
 
     The text tower reads the prompt and looks at the image in each layer (cross-attention).
@@ -63,10 +64,6 @@ class ImageReward(BaseVerifier):
     _head: Any = field(default=None, init=False, repr=False)
     _tokenizer: Any = field(default=None, init=False, repr=False)
     _framing: Any = field(default=None, init=False, repr=False)
-
-    @property
-    def takes_turns(self) -> bool:
-        return True
 
     def check(self) -> None:
         find_file(self.model_name, FILES)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from utils import find_checkpoint, find_path
-from verifiers.base import BaseVerifier, Item, Score
+from verifiers.base import Item, Score
 from verifiers.batches import check_model_options, score_batches
 from verifiers.clip import Clip
+from verifiers.turns import TurnTaking
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,7 @@ PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the model card's
 
 
 @dataclass
-class PickScore(BaseVerifier):
+class PickScore(TurnTaking):
     """pickscore = exp(logit_scale) * cos(image, prompt); about 18 to 24 with PickScore_v1.
 
     The softmax of two images' scores is the share of people who prefer the first.
@@ -36,10 +37,6 @@ class PickScore(BaseVerifier):
     needs: ClassVar[str] = "the weights of yuvalkirstain/PickScore_v1"
 
     _clip: Any = field(default=None, init=False, repr=False)
-
-    @property
-    def takes_turns(self) -> bool:
-        return True
 
     def check(self) -> None:
         find_checkpoint(self.model_name)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
+from verifiers.base import BaseVerifier
+
 _FREE: AbstractContextManager[object] = nullcontext()
 _turn: ContextVar[AbstractContextManager[object]] = ContextVar("turn", default=_FREE)
 
@@ -17,6 +19,14 @@ _turn: ContextVar[AbstractContextManager[object]] = ContextVar("turn", default=_
 def on_device() -> AbstractContextManager[object]:
     """Within this block the device is the verifier's own; entering it may take a while."""
     return _turn.get()
+
+
+class TurnTaking(BaseVerifier):
+    """A verifier that needs the device only within `on_device`."""
+
+    @property
+    def takes_turns(self) -> bool:
+        return True
 
 
 @contextmanager

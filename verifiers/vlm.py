@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from utils import UserError, find_checkpoint
-from verifiers.base import BaseVerifier, Item, Score
-from verifiers.turns import on_device
+from verifiers.base import Item, Score
+from verifiers.turns import TurnTaking, on_device
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Vlm:
 
 
 @dataclass
-class VlmVerifier(BaseVerifier):
+class VlmVerifier(TurnTaking):
     """What verifiers that ask a vision-language model share: its options, loading and batches.
 
     model_name: folder or hub id of any transformers image-text-to-text model. batch_size: images
@@ -79,10 +79,6 @@ class VlmVerifier(BaseVerifier):
             raise UserError(
                 "verifier_args.min_pixels is at least 1, and max_pixels at least min_pixels."
             )
-
-    @property
-    def takes_turns(self) -> bool:
-        return True
 
     def load(self, device: str) -> None:
         self._vlm = self._loaded(self.device or device)
