@@ -298,6 +298,7 @@ def load(
     engine = config.engine_args
     denoiser.use_profile(engine.profile, engine.quantization, engine.cache_threshold)
 
+    denoiser.expect(prompt.text for prompt in planned.prompts)
     _try_call(denoiser, planned.prompts[0], batch_size)
     denoiser.try_profile(planned.prompts[0].text)
     ran_on = manifest(pipe, planned.checkpoint, device)

@@ -92,6 +92,7 @@ class Experiment:
         self._tell_chosen(progress)
         self.trackers.recall(progress.summaries.values())
         left = self._left(progress)
+        self.denoiser.expect(prompt.text for prompt in left)
         order = [*sorted(progress.summaries), *(prompt.index for prompt in left)]
         failed: dict[int, dict[str, Any]] = {}
         at_once = min(self._at_once, len(left)) or 1

@@ -11,7 +11,7 @@ import inspect
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
@@ -102,6 +102,7 @@ class Denoiser:
         self.singly = False  # pictures are decoded one by one, for there was no room for more
         self._running: StepWindow | None = None
         self._encodings: Encodings | None = None
+        self._expected: tuple[str, ...] = ()
         self.attention = "default"
         self._drafting = False
         self._cheap: Profile | None = None  # how drafts are denoised
@@ -152,6 +153,10 @@ class Denoiser:
                 yield
             finally:
                 self.call_args, self._drafting = before
+
+    def expect(self, prompts: Iterable[str]) -> None:
+        """The prompts to come in their order: text encoders that visit the device serve several."""
+        self._expected = tuple(dict.fromkeys(prompts))
 
     def use_attention(self, name: str) -> None:
         """Call the pipeline with this attention first from now on, its text encoders too."""
@@ -430,6 +435,8 @@ class Denoiser:
         arguments = {**self._batched(prompt, stretch.seeds), **(extra or {})}
         if self.residence is not None:
             self.residence.enter()
+        if self._encodings is not None:
+            self._encodings.expect(prompt, self._following(prompt))
         call = type(self.pipe).__call__
         if differentiable:
             call = inspect.unwrap(call)  # below diffusers' no_grad
@@ -444,6 +451,10 @@ class Denoiser:
             finally:
                 self._running = None
         return seen
+
+    def _following(self, prompt: str) -> Sequence[str]:
+        known = prompt in self._expected
+        return self._expected[self._expected.index(prompt) + 1 :] if known else self._expected
 
     def _batched(self, prompt: str, seeds: Sequence[int]) -> dict[str, Any]:
         """The call's arguments for a batch: its texts in lists, a generator for each seed."""

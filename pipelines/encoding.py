@@ -1,11 +1,13 @@
-"""Text encoders run once for the same arguments, whoever asks."""
+"""Text encoders run once for the same arguments, whoever asks, and in few visits to the device."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,16 +15,35 @@ from torch import Tensor
 
 from pipelines.placement import Residence
 
+logger = logging.getLogger(__name__)
+
 REMEMBERED = 16  # calls: for each batch size in use a prompt, often a negative one too
+PARKED = 64  # calls encoded ahead, in main memory
+AHEAD = 8  # prompts that a visit of the text encoders serves
+
+
+@dataclass(frozen=True)
+class Parked:
+    """A tensor in main memory, and where it belongs."""
+
+    tensor: Tensor
+    device: torch.device
 
 
 class Encodings:
-    """Stands in for a pipeline's `encode_prompt`, and remembers what the last calls came to."""
+    """Stands in for a pipeline's `encode_prompt`, and remembers what the last calls came to.
+
+    Where text encoders leave the device once a prompt is encoded, they encode the prompts that
+    `expect` names before they go. Each prompt by itself, as its own search would have asked: in one
+    batch with others its last bits could differ.
+    """
 
     def __init__(self, encode: Any, residence: Residence | None = None) -> None:
         self._encode = encode
         self._residence = residence
         self._memory: OrderedDict[Any, Any] = OrderedDict()
+        self._parked: OrderedDict[Any, Any] = OrderedDict()
+        self._expected: tuple[str, Sequence[str]] = ("", ())
         functools.update_wrapper(self, encode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -30,16 +51,70 @@ class Encodings:
         if key in self._memory:
             self._memory.move_to_end(key)
             return self._memory[key]
-        with torch.no_grad():
-            self._memory[key] = self._encode(*args, **kwargs)
-        if self._residence is not None:
-            self._residence.encoded()
-        if len(self._memory) > REMEMBERED:
-            self._memory.popitem(last=False)
-        return self._memory[key]
+        if key in self._parked:
+            found = _each(self._parked.pop(key), Parked, lambda p: p.tensor.to(p.device))
+        else:
+            with torch.no_grad():
+                found = self._encode(*args, **kwargs)
+                self._look_ahead(args, kwargs)
+            if self._residence is not None:
+                self._residence.encoded()
+        self._memory[key] = found
+        _bound(self._memory, REMEMBERED)
+        return found
+
+    def expect(self, text: str, following: Sequence[str]) -> None:
+        """The prompt in hand, and those that will come after it."""
+        self._expected = (text, following)
 
     def forget(self) -> None:
         self._memory.clear()
+        self._parked.clear()
+
+    def _look_ahead(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """What prompts to come will ask in place of this call, while the encoders are there."""
+        text, following = self._expected
+        if self._residence is None or not self._residence.encoders_leave:
+            return
+        for other in following[: AHEAD - 1]:
+            theirs = _swapped(args, text, other), _swapped(dict(kwargs), text, other)
+            key = _frozen(theirs)
+            if key == _frozen((args, kwargs)) or key in self._memory or key in self._parked:
+                continue
+            try:
+                found = self._encode(*theirs[0], **theirs[1])
+            except (ValueError, RuntimeError) as error:  # it will be met, and told, in its own turn
+                logger.debug("'%s' could not be encoded ahead: %s", other, error)
+                return
+            self._parked[key] = _each(found, Tensor, lambda t: Parked(t.cpu(), t.device))
+            _bound(self._parked, PARKED)
+
+
+def _bound(memory: OrderedDict[Any, Any], size: int) -> None:
+    if len(memory) > size:
+        memory.popitem(last=False)
+
+
+def _each(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """What an `encode_prompt` returns, with everything of a kind in it changed."""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, dict):
+        return type(value)({name: _each(v, kind, change) for name, v in value.items()})
+    if isinstance(value, list | tuple):
+        return type(value)([_each(v, kind, change) for v in value])
+    return value
+
+
+def _swapped(value: Any, text: str, other: str) -> Any:
+    """A call's arguments with another prompt in place of this one."""
+    if isinstance(value, str):
+        return other if value == text else value
+    if isinstance(value, dict):
+        return {name: _swapped(v, text, other) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_swapped(v, text, other) for v in value])
+    return value
 
 
 def _frozen(value: Any) -> Any:

@@ -57,6 +57,11 @@ class Residence:
             _move(self._staying(), torch.device("cpu"))
             self._away = True
 
+    @property
+    def encoders_leave(self) -> bool:
+        """Whether text encoders leave the device once they have encoded, and have to come back."""
+        return bool(self._hooks) or self.placement.offload == "model"
+
     def encoded(self) -> None:
         """A prompt has been encoded: text encoders may go."""
         for hook in self._hooks:

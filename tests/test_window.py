@@ -34,7 +34,6 @@ from diffusers import (
 from PIL import Image
 
 from pipelines.denoiser import Denoiser, denoisers
-from pipelines.encoding import Encodings
 from pipelines.window import StepWindow, Stretch, _substituted
 from tests.families import FAMILIES, PROMPT, Family
 from utils import UserError
@@ -563,22 +562,3 @@ def test_a_schedule_cut_short_by_an_argument_is_refused() -> None:
     family = FAMILIES["sdxl"]
     with pytest.raises(UserError, match=r"took 3 steps instead of 6.*shorten its schedule"):
         ours(Denoiser(family.build(), {**family.call_args, "denoising_end": 0.6}), SEEDS)
-
-
-def test_encodings_are_remembered_by_content_and_forgotten_by_age() -> None:
-    calls: list[Any] = []
-    encode = Encodings(lambda *args, **kwargs: calls.append(args) or len(calls))
-    for _ in range(2):  # equal, not identical: an edited picture is prepared anew in each call
-        assert encode([PROMPT], torch.ones(2, dtype=torch.bfloat16)) == 1
-        assert encode([PROMPT], torch.zeros(2, dtype=torch.bfloat16)) == 2
-        assert encode(PROMPT, image=Image.new("RGB", (2, 2), "red")) == 3
-        assert encode(PROMPT, image=Image.new("RGB", (2, 2), "blue")) == 4
-    texts = ["a"]
-    assert encode(texts) == 5
-    texts[0] = "b"  # Z-Image rewrites the list it is handed
-    assert encode(texts) == 6 and encode(["a"]) == 5
-    for i in range(16):
-        encode([str(i)])
-    before = len(calls)
-    assert encode(["15"]) == before
-    assert encode(["a"]) == before + 1
