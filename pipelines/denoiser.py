@@ -196,7 +196,7 @@ class Denoiser:
 
     @property
     def twins(self) -> Sequence[torch.nn.Module]:
-        """Copies of the denoisers that drafts are made by."""
+        """Copies of the denoisers that drafts are made by, where they are worth compiling."""
         return () if self._cheap is None else self._cheap.copies
 
     @property

@@ -27,7 +27,7 @@ THRESHOLD = 0.08  # ParaAttention's for FLUX.1-dev at 28 steps
 
 
 class Profile(Protocol):
-    """How drafts are denoised. alone: one at a time. copies: models that it made for them."""
+    """How drafts are denoised. alone: one at a time. copies: models made for them, to compile."""
 
     alone: bool
     copies: Sequence[nn.Module]
@@ -97,7 +97,9 @@ class Fp8:
         self._pipe = pipe
         self._exact = dict(denoisers)
         self._copies = {name: _in_fp8(model) for name, model in denoisers.items()}
-        self.copies: Sequence[nn.Module] = list(self._copies.values())
+        # Without torchao each layer has a hook, which the compiler takes for a case of its own.
+        compiles = all(_torchao(next(model.parameters()).device) for model in denoisers.values())
+        self.copies: Sequence[nn.Module] = list(self._copies.values()) if compiles else ()
 
     @contextmanager
     def on(self) -> Iterator[None]:
