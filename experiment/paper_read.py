@@ -187,8 +187,9 @@ def _stochastic(config: Mapping[str, Any]) -> bool:
     from search import search_class
 
     try:
-        name = str(config["search_args"]["search_method"])
-        return "stochastic" in search_class(name).needs
+        args = config["search_args"]
+        needs = search_class(str(args["search_method"])).needs
+        return "stochastic" in needs or bool(args.get("stochastic"))
     except (KeyError, TypeError, UserError):
         return True  # who knows
 

@@ -144,6 +144,8 @@ def make_plan(config: ExperimentConfig, checkpoint: str, prompts: list[Prompt]) 
         raise UserError(
             f"Of {whole} steps this strength leaves none to take: raise it, or num_inference_steps."
         )
+    if first:
+        next(config.search_args.build().flow(_Nowhere(whole or 1, first)), None)  # or it refuses
     budget = config.budget.build()
     if steps is not None and budget.nfe is not None and budget.nfe < steps:
         raise UserError(
@@ -288,23 +290,33 @@ class _Nowhere:
         return candidates.select(index)
 
     def place(self, latents: Tensor, parents: Sequence[tuple[int, ...]]) -> Candidates:
-        return self._points(len(latents), 0)
+        return self._points(len(latents), self.first)
 
     def step_below(self, share: float) -> int:
         """As if the level fell evenly from noise to clean."""
         return max(1, min(int((1 - share) * self.steps) + 1, self.steps - 1))
 
     def drafted(self, share: float) -> _Nowhere:
+        self._refuse_picture()
         return _Nowhere(draft_steps(self.steps, share))
 
-    def exact(self, drafts: Candidates) -> Candidates:
+    def exact(self, drafts: Candidates, steps: int) -> Candidates:
         return drafts
 
     def spatial(self, latents: Tensor) -> Tensor:
+        self._refuse_picture()
         return latents.reshape(-1, 1, 1, 2)
 
     def from_spatial(self, unit: Tensor) -> Tensor:
+        self._refuse_picture()
         return unit.reshape(-1, 2)
+
+    def _refuse_picture(self) -> None:
+        if self.first:
+            raise UserError(
+                "This search works on pure noise, and sampling that starts from a picture has none:"
+                " use random, zero-order, or a search that branches on the way."
+            )
 
     @staticmethod
     def _points(n: int, step: int) -> Candidates:

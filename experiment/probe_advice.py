@@ -161,13 +161,14 @@ def _previews(found: Landscape) -> Iterator[Advice]:
 
 
 def _first_signal(found: Landscape, known: dict[int, Measured]) -> Advice:
-    telling = [step for step, m in known.items() if m.value >= PREVIEW_SIGNAL]
+    dumb = max((step for step, m in known.items() if m.value < PREVIEW_SIGNAL), default=-1)
+    telling = [step for step in sorted(known) if step > dumb]
     if not telling or telling[0] > FIRST_HALF * found.steps:
         step = max((s for s in known if s <= FIRST_HALF * found.steps), default=min(known))
         text = (
-            f"No preview of the first half reaches a rank correlation of {PREVIEW_SIGNAL}: after"
-            f" {step} steps it is {known[step]}, so methods that choose by early previews"
-            " (steering, svdd, code, rbf) would choose by noise."
+            f"From no step of the first half on do previews have a rank correlation of"
+            f" {PREVIEW_SIGNAL}: after {step} steps it is {known[step]}, so methods that choose by"
+            " early previews (steering, svdd, code, rbf) would choose by noise."
         )
         settled = known[step].high < PREVIEW_SIGNAL
         return Advice(("random",), text, settled)

@@ -37,7 +37,7 @@ def explored(content: Mapping[str, Any]) -> Mapping[str, Any]:
         rounds = DEFAULT_ROUNDS
     if isinstance(rounds, int):
         inner["search_rounds"] = rounds
-        outer["search_rounds"] = rounds + 1  # the last renders the best
+        outer["search_rounds"] = 1
     return {**content, "search_args": {**outer, "inner": inner}}
 
 

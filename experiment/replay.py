@@ -28,7 +28,7 @@ from pipelines.gradient import climbed
 from pipelines.schedule import renoised
 from pipelines.sde import Sde, unit_noise
 from pipelines.space import LatentSpace, neighbours, noised
-from search.core import Candidates, Rollout, Scored, draft_steps
+from search.core import Candidates, Rollout, Scored, adds_noise, draft_steps
 from search.ledger import Cost, Ledger
 from search.play import play
 from utils import UserError
@@ -99,8 +99,7 @@ class Maker:
         self._config = config
         self._rows = rows
         self._prompt = prompt
-        search = config.search_args.build()
-        noisy = "stochastic" in search.needs
+        noisy = adds_noise(config.search_args.build())
         self._sde = Sde(**config.stochastic_args.model_dump()) if noisy else None
         self._levels = self._denoiser.schedule(prompt.text, engine.batch_size)
         self._made: dict[tuple[int, int], Candidates] = {}

@@ -30,7 +30,7 @@ from pipelines.denoiser import Denoiser
 from pipelines.loading import choose_device
 from pipelines.sde import Sde
 from pipelines.space import LatentSpace
-from search.core import Rollout, Search
+from search.core import Rollout, Search, adds_noise
 from search.ledger import Ledger
 from search.play import foreseen, play
 from utils import UserError, significant, write_atomically
@@ -264,7 +264,7 @@ class Experiment:
                 journal,
                 keep,
                 values,
-                sde=self.sde if "stochastic" in search.needs else None,
+                sde=self.sde if adds_noise(search) else None,
                 coming=self._coming(search, space, ledger),
                 after=self._after,
             )
@@ -304,7 +304,9 @@ class Experiment:
         if rows is None:
             return 1
         first, steps = self.denoiser.span(prompt.text, batch_size)
-        each = self.denoiser.rows_each(prompt.text)
+        search = self.config.search_args.build()
+        most = getattr(search, "max_scale", 1.0) if getattr(search, "guides", False) else 1.0
+        each = max(self.denoiser.rows_each(prompt.text, factor) for factor in {1.0, most})
         image = each * (steps - first)
         if rows < image:
             raise UserError(

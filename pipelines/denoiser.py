@@ -391,10 +391,13 @@ class Denoiser:
         return levels(self._to_the_loop(prompt, rows).scheduler)
 
     @_in_turn
-    def rows_each(self, prompt: str) -> int:
-        """Rows that one NFE takes, found by taking a step: 2 with classifier-free guidance."""
+    def rows_each(self, prompt: str, guidance: float = 1.0) -> int:
+        """Rows that one NFE takes, found by taking a step: 2 with classifier-free guidance.
+
+        guidance: a factor on the pipeline's guidance scale, which may switch it on.
+        """
         drawn = self.draw(prompt, [0])
-        return self.denoise(prompt, drawn.latents, [0], drawn.step, drawn.step + 1).rows
+        return self.denoise(prompt, drawn.latents, [0], drawn.step, drawn.step + 1, guidance).rows
 
     @_in_turn
     def warm_up(self, prompt: str, n: int) -> None:

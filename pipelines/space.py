@@ -45,7 +45,7 @@ class LatentSpace:
         self._batch_size = batch_size
         self._next = [0]  # shared with the drafted space
         self._twins: dict[Any, Drawn] | None = None  # what one of two twins has drawn
-        self._origin: LatentSpace | None = None  # what this space drafts
+        self._drafted: dict[int, LatentSpace] = {}  # by their steps
         self._inference_steps: int | None = None  # of a draft's schedule
         self.drafts: dict[int, int] = {0: 0}  # steps of drafted schedules: their inference steps
         self.first, self.steps = denoiser.span(prompt, batch_size)
@@ -125,7 +125,7 @@ class LatentSpace:
         steps = draft_steps(self._denoiser.inference_steps, share)
         space = copy.copy(self)
         space.__dict__.pop("_levels", None)
-        space._origin, space._inference_steps = self, steps
+        space._drafted, space._inference_steps = {}, steps
         with self._denoiser.drafting(steps):
             space.first, space.steps = self._denoiser.span(self._prompt, self._batch_size)
         if space.first:
@@ -134,12 +134,13 @@ class LatentSpace:
                 " at another level of noise."
             )
         self.drafts[space.steps] = steps
+        self._drafted[space.steps] = space
         return space
 
-    def exact(self, drafts: Candidates) -> Candidates:
+    def exact(self, drafts: Candidates, steps: int) -> Candidates:
         """The same unit noise at this schedule's scale; the very bits where the scales agree."""
-        assert self._origin is not None and drafts.step == 0
-        ratio = self._origin._layout.scale / self._layout.scale
+        assert drafts.step == 0
+        ratio = self._layout.scale / self._drafted[steps]._layout.scale
         return drafts if ratio == 1 else replace(drafts, latents=drafts.latents * ratio)
 
     def twin(self) -> LatentSpace:
@@ -147,7 +148,7 @@ class LatentSpace:
         self._twins = {}
         space = copy.copy(self)
         space._next, space.recipes = list(self._next), dict(self.recipes)
-        space.drafts = dict(self.drafts)
+        space.drafts, space._drafted = dict(self.drafts), {}
         space.rng = torch.Generator().set_state(self.rng.get_state())
         return space
 

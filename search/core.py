@@ -177,6 +177,11 @@ def best_of(scores: Tensor) -> float:
     return float(finite(scores).max()) if len(scores) else -math.inf
 
 
+def adds_noise(search: Search) -> bool:
+    """Whether its steps are to add noise: because it needs that, or because it is asked to."""
+    return "stochastic" in search.needs or bool(getattr(search, "stochastic", False))
+
+
 Flow: TypeAlias = Generator[Rollout, Scored, None]
 
 
@@ -215,8 +220,8 @@ class Space(Protocol):
     def drafted(self, share: float) -> Space:
         """The same space on a schedule with this share of the steps, for drafts."""
 
-    def exact(self, drafts: Candidates) -> Candidates:
-        """A drafted space's noises on the schedule that it was drafted from."""
+    def exact(self, drafts: Candidates, steps: int) -> Candidates:
+        """Noises of the drafted space of so many steps, on this schedule."""
 
     def spatial(self, latents: Tensor) -> Tensor:
         """Latents of step 0 as [n, C, H, W] (or [n, C, F, H, W]) of unit variance."""

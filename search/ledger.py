@@ -48,6 +48,9 @@ class Cost:
         )
 
 
+NOTHING = Cost()
+
+
 @dataclass(frozen=True)
 class Budget:
     """Limits for one prompt; None means no limit."""
@@ -100,22 +103,27 @@ class Ledger:
             return None
         return self.limit.seconds - (self.clock() - self.started)
 
-    def affordable(self, rollout: Rollout) -> int:
+    def affordable(self, rollout: Rollout, reserve: Cost, timed: bool) -> int:
         """How many of a wish's candidates the rest of the budget can pay."""
         n = len(rollout.candidates)
         each = nfe_each(rollout)
         if self.nfe_left is not None and each:
-            n = min(n, self.nfe_left // each)
+            n = min(n, (self.nfe_left - reserve.nfe) // each)
         if self.limit.verifications is not None:
-            left = self.limit.verifications - self.spent.verifications
-            n = min(n, left) if rollout.score or left <= 0 else n
-        if self.seconds_left is not None and self.seconds_left <= 0:
+            left = self.limit.verifications - self.spent.verifications - reserve.verifications
+            n = min(n, left) if rollout.score or left < 0 else n
+        if timed and self.seconds_left is not None and self.seconds_left <= 0:
             n = 0
         return max(n, 0)
 
-    def trim(self, rollout: Rollout) -> Rollout | None:
-        """The first candidates of a wish, as many as can be paid; None when that is none."""
-        n = self.affordable(rollout)
+    def trim(
+        self, rollout: Rollout, reserve: Cost = NOTHING, *, timed: bool = True
+    ) -> Rollout | None:
+        """The first candidates of a wish, as many as can be paid; None when that is none.
+
+        reserve: what is not to be touched. timed: none when the time is up.
+        """
+        n = self.affordable(rollout, reserve, timed)
         if n == len(rollout.candidates):
             return rollout
         return replace(rollout, candidates=rollout.candidates.select(range(n))) if n else None

@@ -12,7 +12,7 @@ from search.core import best_of, finite
 
 
 def on_shell(centre: Tensor, direction: Tensor, cosine: float) -> Tensor:
-    """Points at this cosine to `centre`, at its norm, towards `direction` (Ma et al. 2025, §4).
+    """Points at this cosine to `centre`, at its norm, towards `direction` (Ma et al. 2025, §3.2).
 
     centre, direction: [n, ...]; the part of `direction` along `centre` is taken out, so that a
     Gaussian direction gives a uniform point of the shell. Computed in float64, returned in the

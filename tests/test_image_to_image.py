@@ -185,6 +185,16 @@ def test_a_plan_counts_from_the_picture_on(
     assert "Of 4 steps this strength leaves none to take" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("method", ["ses", "evolution", "draft"])
+def test_a_search_over_pure_noise_is_refused_before_anything_loads(
+    method: str, models: Models, picture: Path
+) -> None:
+    asked = {"init_image": str(picture), "strength": 0.5, "budget": {"seconds": 3}}
+    content = config(models["sd15"], search_args={"search_method": method}, **asked)
+    with pytest.raises(UserError, match="starts from a picture has none: use random, zero-order"):
+        plan(parse_config(content))
+
+
 def test_a_plan_of_a_checkpoint_that_is_not_here_counts_by_the_strength(picture: Path) -> None:
     def most(**changes: Any) -> Any:
         planned = plan(parse_config(config("owner/name", init_image=str(picture), **changes)))

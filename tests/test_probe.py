@@ -287,6 +287,8 @@ def test_previews_decide_halving_and_branching() -> None:
     middling = advice(found(m(0.6), half=m(0.7, 0.2)))
     assert not favouring(middling, "halving")
     assert not next(line for line in middling if "about even" in line.text).settled
+    falling = advice(found(m(0.6), previews={2: m(0.55), 5: m(0.2), 10: m(0.3), 15: m(0.9)}))
+    assert not favouring(falling, "steering")  # what began well did not last
     poor = advice(found(m(0.6), half=m(0.3)))
     assert not favouring(poor, "halving") and not favouring(poor, "steering")
     assert any("would choose by noise" in line.text for line in poor)

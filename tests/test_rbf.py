@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from tests.test_search_methods import Answers
 from tests.toy import ToyEngine, ToySpace
 
 NAN = math.nan
+
+early = partial(Rbf, check_from=0.0)  # compares its noises after one step
 
 
 def wishes(search: Rbf, scores: list[list[float]], steps: int = 10) -> list[Rollout]:
@@ -54,7 +57,7 @@ def test_without_tries_it_is_a_plain_stochastic_sample_bit_for_bit(accept) -> No
 def test_a_better_child_is_taken_at_once_and_its_quota_rolls_over() -> None:
     """Quota 2: the first step spends one try, so the second may spend three."""
     scores = [[0.1, 0.5], [0.6], [0.2], [0.3], [0.1], [0.7]]
-    asked = wishes(Rbf(chains=1, init_particles=2, quota=2), scores)
+    asked = wishes(early(chains=1, init_particles=2, quota=2), scores)
     assert [(a.candidates.step, a.until) for a in asked] == [
         (0, 1),  # two noises
         (1, 2),  # 0.6 beats 0.5
@@ -72,7 +75,7 @@ def test_a_better_child_is_taken_at_once_and_its_quota_rolls_over() -> None:
 
 
 def test_the_first_child_goes_on_itself_and_the_others_are_fresh() -> None:
-    asked = wishes(Rbf(chains=1, init_particles=1, quota=3), [[0.5], [0.1], [0.2], [0.4], [0.0]])
+    asked = wishes(early(chains=1, init_particles=1, quota=3), [[0.5], [0.1], [0.2], [0.4], [0.0]])
     seeds = [a.candidates.seeds[0] for a in asked]
     assert seeds[1] == seeds[0] and len({*seeds[1:4]}) == 3
     assert seeds[4] == seeds[3]  # the third child was the best
@@ -81,18 +84,18 @@ def test_the_first_child_goes_on_itself_and_the_others_are_fresh() -> None:
 
 def test_the_bar_stays_at_the_best_of_the_path() -> None:
     """A chain that fell back to 0.4 does not accept 0.45 after 0.5."""
-    asked = wishes(Rbf(chains=1, init_particles=1, quota=2), [[0.5], [0.4], [0.3], [0.45], [0.1]])
+    asked = wishes(early(chains=1, init_particles=1, quota=2), [[0.5], [0.4], [0.3], [0.45], [0.1]])
     assert [a.candidates.step for a in asked] == [0, 1, 1, 2, 2, 3]
 
 
 def test_chains_step_together_and_only_those_still_trying_ask() -> None:
-    asked = wishes(Rbf(init_particles=2, quota=2), [[0.1, 0.5, 0.9, 0.2], [0.6, 0.3], [0.4]])
+    asked = wishes(early(init_particles=2, quota=2), [[0.1, 0.5, 0.9, 0.2], [0.6, 0.3], [0.4]])
     assert [len(a.candidates) for a in asked] == [4, 2, 1, 2]
     assert asked[1].candidates.parents == ((1,), (2,))
     assert asked[2].candidates.parents == ((2,),)
     assert asked[3].candidates.parents == ((4,), (6,))
     after = wishes(
-        Rbf(init_particles=2, quota=2),
+        early(init_particles=2, quota=2),
         [[0.1, 0.5, 0.9, 0.2], [0.6, 0.3], [0.4], [0.1, 0.1], [0.1, 0.1], [0.1]],
     )
     assert [len(a.candidates) for a in after[3:]] == [2, 2, 1, 2]  # 2 + 1 and 2 tries
@@ -101,7 +104,9 @@ def test_chains_step_together_and_only_those_still_trying_ask() -> None:
 
 def test_a_group_is_paid_for_whole() -> None:
     """Quota 3, two at once: after a group of two, one try is left."""
-    asked = wishes(Rbf(chains=1, init_particles=1, quota=3, at_once=2), [[0.5], [0.1, 0.2], [0.3]])
+    asked = wishes(
+        early(chains=1, init_particles=1, quota=3, at_once=2), [[0.5], [0.1, 0.2], [0.3]]
+    )
     assert [(a.candidates.step, len(a.candidates)) for a in asked] == [
         (0, 1),
         (1, 2),
@@ -112,13 +117,13 @@ def test_a_group_is_paid_for_whole() -> None:
 
 
 def test_a_fixed_threshold_is_reached_not_beaten() -> None:
-    search = Rbf(chains=1, init_particles=1, quota=4, accept="threshold", threshold=0.5)
+    search = early(chains=1, init_particles=1, quota=4, accept="threshold", threshold=0.5)
     asked = wishes(search, [[0.1], [0.4], [0.5], [0.9], [0.2]])
     assert [a.candidates.step for a in asked] == [0, 1, 1, 2, 3, 3]
 
 
 def test_without_a_threshold_a_child_has_to_reach_the_median_of_all_so_far() -> None:
-    search = Rbf(chains=1, init_particles=3, quota=5, accept="threshold")
+    search = early(chains=1, init_particles=3, quota=5, accept="threshold")
     asked = wishes(search, [[0.1, 0.3, 0.9], [0.2], [0.25], [0.24]])
     # medians before each child: 0.3, 0.25, 0.25, then 0.24 is below
     assert [a.candidates.step for a in asked] == [0, 1, 1, 2, 2]
@@ -126,7 +131,7 @@ def test_without_a_threshold_a_child_has_to_reach_the_median_of_all_so_far() -> 
 
 @pytest.mark.parametrize("accept", ["rollover", "threshold"])
 def test_a_missing_score_is_never_good_enough(accept) -> None:  # type: ignore[no-untyped-def]
-    search = Rbf(chains=1, init_particles=2, quota=2, accept=accept)
+    search = early(chains=1, init_particles=2, quota=2, accept=accept)
     asked = wishes(search, [[NAN, 0.3], [NAN], [0.1]])
     assert [a.candidates.step for a in asked] == [0, 1, 1, 2]
     assert [a.candidates.parents for a in asked[1:]] == [((1,),), ((1,),), ((3,),)]
@@ -134,7 +139,7 @@ def test_a_missing_score_is_never_good_enough(accept) -> None:  # type: ignore[n
 
 @pytest.mark.parametrize("accept", ["rollover", "threshold"])
 def test_without_any_score_the_first_goes_on_when_the_quota_is_spent(accept) -> None:  # type: ignore[no-untyped-def]
-    search = Rbf(chains=1, init_particles=2, quota=2, accept=accept)
+    search = early(chains=1, init_particles=2, quota=2, accept=accept)
     asked = wishes(search, [[NAN, NAN], [NAN], [NAN]])
     assert [a.candidates.step for a in asked] == [0, 1, 1, 2]
     assert asked[3].candidates.parents == ((2,),)

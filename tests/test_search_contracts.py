@@ -6,11 +6,13 @@ import math
 from contextlib import suppress
 
 import pytest
+import torch
 
 from search import SEARCHES, search_class
 from search.ledger import Budget, Ledger
 from search.methods.monitor import Monitor
 from search.methods.rbf import Rbf
+from search.methods.zero_order import ZeroOrder
 from search.play import Answer, play
 from tests.toy import ToyEngine, ToySpace
 
@@ -68,6 +70,63 @@ def test_a_spent_clock_ends_the_search(build) -> None:
     space = ToySpace()
     ledger = Ledger(Budget(seconds=5), clock=lambda: float(next(ticks)))
     assert 0 < len(list(play(build(), space, ToyEngine(space), ledger))) <= 5
+
+
+def finished(answers: list[Answer], steps: int = 10) -> list[torch.Tensor]:
+    """The images that came out."""
+    whole = [a for a in answers if a.rollout.until == steps and not a.rollout.draft]
+    return [x for a in whole if a.rollout.score for x in a.scored.candidates.latents]
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        Budget(verifications=1),
+        Budget(verifications=2),
+        Budget(verifications=9),
+        Budget(nfe=200, verifications=15),
+        Budget(nfe=10),
+    ],
+    ids=str,
+)
+def test_any_budget_of_one_image_ends_with_an_image(build, budget: Budget) -> None:
+    answers, engine, ledger = played(build(), budget)
+    assert finished(answers)
+    assert engine.rows == ledger.spent.nfe <= (budget.nfe or math.inf)
+    assert ledger.spent.verifications <= (budget.verifications or math.inf)
+
+
+def test_a_clock_that_is_up_at_once_still_ends_with_an_image(build) -> None:
+    ticks = iter([0.0, 0.5])
+    ledger = Ledger(Budget(seconds=1), clock=lambda: next(ticks, 2.0))
+    space = ToySpace()
+    engine = ToyEngine(space, stochastic="stochastic" in build().needs)
+    assert finished(list(play(build(), space, engine, ledger)))
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_rounds_alone_end_with_images(build, rounds: int) -> None:
+    answers, _, _ = played(build(), Budget(), rounds=rounds)
+    assert finished([a for a in answers if a.round == 1])
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 7])
+def test_no_image_is_made_twice(build, steps: int) -> None:
+    search = build()
+    space = ToySpace(steps=steps)
+    engine = ToyEngine(space, stochastic="stochastic" in search.needs)
+    engine.spread = 1.0  # so wide that no two points have one clean image
+    answers = list(play(search, space, engine, Ledger(Budget(nfe=20 * steps))))
+    images = [tuple(x.tolist()) for x in finished(answers, steps)]
+    if isinstance(search, ZeroOrder):
+        return  # in two dimensions a pivot has two neighbours at most
+    assert images and len(set(images)) == len(images)
+
+
+def test_no_pass_begins_that_cannot_finish(build) -> None:
+    exact, _, _ = played(build(), Budget(nfe=250))
+    passes = {a.round for a in exact}
+    assert all(finished([a for a in exact if a.round == number]) for number in passes)
 
 
 def test_rounds_end_the_search_and_are_numbered_from_one(build) -> None:

@@ -293,6 +293,7 @@ def test_it_finds_better_images_than_as_many_plain_samples() -> None:
         {"ess_threshold": -0.1},
         {"strength": -1.0},
         {"strength": NAN},
+        {"strength": float("inf")},
     ],
 )
 def test_wrong_hyperparameters_are_refused(options: dict[str, float]) -> None:

@@ -69,8 +69,8 @@ class ToySpace:
         space.origin = self.origin or self
         return space
 
-    def exact(self, drafts: Candidates) -> Candidates:
-        assert drafts.step == 0 and self.origin is not None
+    def exact(self, drafts: Candidates, steps: int) -> Candidates:
+        assert drafts.step == 0 and 0 < steps <= self.steps
         return drafts
 
     def spatial(self, latents: Tensor) -> Tensor:

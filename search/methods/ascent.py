@@ -43,8 +43,8 @@ class Ascent:
     blind: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be a number above 0, not {self.learning_rate}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie within [0, 1), not {self.momentum}")
         if self.iterations < 0 or self.starts < 1:

@@ -8,7 +8,7 @@ half the steps keep most of it, a few steps little. `main.py --probe` measures i
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -22,12 +22,13 @@ OUTER_KEYS = ("search_method", "search_rounds")  # the rest are the inner search
 
 @dataclass(frozen=True)
 class Draft:
-    """Plays `inner` on a shorter schedule and renders the `keep` noises it scored best.
+    """Plays `inner` on a shorter schedule and renders the `keep` noises it scored best: a round.
 
     inner: search_args of a search over initial noises: its search_method, options, and
     search_rounds (without a budget 4). share: the drafts' share of the steps; 1 where each step is
     cheaper (engine_args.profile). keep: noises rendered
-    exactly; a budget that pays for fewer drafts than these renders fewer. explore: NFE for drafts;
+    exactly; a budget that pays for fewer drafts than these renders fewer, and where a share of the
+    steps is all of them every image is rendered at once. explore: NFE for drafts;
     None, where there is a budget: what rendering leaves of it.
     """
 
@@ -73,39 +74,42 @@ class Draft:
         every image is rendered at once.
         """
         draft = draft_steps(steps, self.share)
+        if not self._cheaper(steps, draft):
+            return replace(self, keep=max(1, min(self.keep, nfe // steps)), explore=0)
         keep = max(1, min(self.keep, nfe // (steps + 2 * draft)))
         left = nfe - keep * steps
         return replace(self, keep=keep, explore=left if left >= 2 * draft else 0)
 
-    def flow(self, space: Space) -> Flow:
-        cheap = space.drafted(self.share)
-        drafts = _Best(self.keep)
-        round = yield from self._explored(cheap, drafts)
-        chosen = (
-            cheap.exact(drafts.candidates)
-            if drafts.candidates is not None
-            else space.draw(self.keep)
-        )
-        yield Rollout(chosen, until=space.steps, round=round + 1)
+    def _cheaper(self, steps: int, draft: int) -> bool:
+        """Whether drafts cost less than images; those of share 1 do by something else."""
+        return draft < steps or self.share == 1
 
-    def _explored(self, cheap: Space, drafts: _Best) -> Generator[Rollout, Scored, int]:
-        """The inner search's wishes as drafts, until its rounds or its NFE end; the last round."""
+    def flow(self, space: Space) -> Flow:
+        cheap, drafts = space.drafted(self.share), _Best(self.keep)
+        if self._cheaper(space.steps, cheap.steps):
+            yield from self._explored(cheap, drafts)
+        if drafts.candidates is None:
+            chosen = space.draw(self.keep)
+        else:
+            chosen = space.exact(drafts.candidates, cheap.steps)
+        yield Rollout(chosen, until=space.steps, round=1)
+
+    def _explored(self, cheap: Space, drafts: _Best) -> Flow:
+        """The inner search's wishes as drafts, until its rounds or its NFE end."""
         limit = self.explore
         search = self.search if limit is None else self.search.sized(cheap.steps, limit)
         rounds = self.inner.get("search_rounds", INNER_ROUNDS if limit is None else None)
-        ledger, current = Ledger(Budget(nfe=limit)), 0
+        ledger = Ledger(Budget(nfe=limit))
         paid = wishes(search.flow(cheap), ledger, rounds=rounds)
         wish = next(paid, None)
         while wish is not None:
-            current = wish.round or current
-            scored = yield replace(wish, draft=cheap.steps, rejectable=False)
+            scored = yield replace(wish, draft=cheap.steps, rejectable=False, round=1)
             ledger.charge(Cost(nfe=nfe_each(wish) * len(wish.candidates)))
             drafts.take(scored)
             try:
                 wish = paid.send(scored)
             except StopIteration:
                 break
-        return current
 
 
 class _Best:

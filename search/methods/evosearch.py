@@ -8,9 +8,10 @@ Where ours differs. Children start at the very step their parent's state stands 
 code takes that step a second time. One strength serves for all mutations: at the start it turns the
 noise by the paper's x sqrt(1 - b^2) + b n, kept on its shell, and midway it adds noise of as much
 of the step's own noise level. The paper adds the noise of one solver step there, which is 0.4 of
-the level with DDIM's 50 steps but 0.7 to 0.8 of it with 10. And the schedule is the one for
-Stable Diffusion, which begins with pure noise; the one for FLUX begins a tenth of the way in and
-treats that state as if it were noise.
+the level with DDIM's 50 steps but 0.7 to 0.8 of it with 10. The schedule is the one for FLUX, which
+begins a tenth of the way in, for all models; the paper's for Stable Diffusion begins with the pure
+noise. A flow model's first variance-preserving step forgets that noise, for its level holds no
+signal: whatever was bred there, the paths would be as fresh as random ones.
 """
 
 from __future__ import annotations
@@ -69,13 +70,14 @@ class Archive:
 class EvoSearch:
     """Generations of children bred from the states that the best paths went through.
 
-    schedule: shares of the steps at which a generation starts, one after another; 0 breeds noises,
-    and without any this is best of N. start: noises of the first population (the paper: about
-    twice the later ones, and of all sizes the one that matters most). population: children of
-    each later generation. elites: so many of the children go on unmutated from the states of the
-    best, by new paths. tournament: share of all candidates so far that compete, drawn anew for
-    each other child, to be its parent. mutation: b above, 0 to 1; the paper's 0.3 turns a noise to
-    a cosine of 0.95, and midway leaves a state with 5 % more noise than its step expects.
+    schedule: shares of the steps at which a generation starts, one after another; 0 breeds noises
+    (of a model of one step every share does), and without any this is best of N. start: noises of
+    the first population (the paper: about twice the later ones, and of all sizes the one that
+    matters most). population: children of each later generation. elites: so many of the children
+    go on unmutated from the states of the best, by new paths; none where the last step alone is
+    left, which adds no noise. tournament: share of all candidates so far that compete, drawn anew
+    for each other child, to be its parent. mutation: b above, 0 to 1; the paper's 0.3 turns a noise
+    to a cosine of 0.95, and midway leaves a state with 5 % more noise than its step expects.
 
     The first candidates compete as parents in every later generation, by the scores they have
     today. One without a score is no parent while others have one.
@@ -85,7 +87,7 @@ class EvoSearch:
     noises alone.
     """
 
-    schedule: tuple[float, ...] = (0.0, 0.4, 0.6, 0.8)
+    schedule: tuple[float, ...] = (0.1, 0.4, 0.6, 0.8)
     start: int = 14
     population: int = 7
     elites: int = 3
@@ -130,18 +132,21 @@ class EvoSearch:
         points = [space.first + after for after in self._points(space.steps - space.first)]
         archive = yield from Archive().grown(space.draw(self.start), points, space.steps)
         for number, point in enumerate(points, 1):
-            children = self._children(space, archive, archive.states[point])
+            elites = self.elites if point + 1 < space.steps else 0
+            children = self._children(space, archive, archive.states[point], elites)
             archive = yield from archive.grown(children, points[number:], space.steps)
 
     def _points(self, steps: int) -> list[int]:
         """Steps taken before each generation starts, ascending; shares on one step make one."""
-        points = {lead(steps, share) if share else 0 for share in self.schedule}
+        points = {lead(steps, share) if share and steps > 1 else 0 for share in self.schedule}
         return sorted(point for point in points if point < steps)
 
-    def _children(self, space: Space, archive: Archive, states: Candidates) -> Candidates:
-        """Elites as they are and mutated winners of tournaments, all with paths of their own."""
+    def _children(
+        self, space: Space, archive: Archive, states: Candidates, count: int
+    ) -> Candidates:
+        """So many elites as they are and mutated winners of tournaments, all by new paths."""
         ranked = archive.ranked()
-        elites = ranked[: self.elites]
+        elites = ranked[:count]
         entrants = max(1, int(self.tournament * len(ranked)))
         winners = []
         for _ in range(self.population - len(elites)):

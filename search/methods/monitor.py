@@ -6,7 +6,8 @@ looking good is finished without further checks.
 
 Where ours differs from a fixed threshold: scores of different verifiers, prompts and steps do not
 compare, so the default threshold is what is usual for this prompt at this step. Previews of the
-first quarter of the steps say nothing of the finished image and are not asked for.
+first quarter of the steps say nothing of the finished image and are not asked for. What looks good
+all along saves its further checks alone: its steps are what make the image.
 """
 
 from __future__ import annotations

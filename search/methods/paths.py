@@ -1,4 +1,4 @@
-"""Search over paths (Ma et al. 2025, arXiv 2501.09732, §3.3).
+"""Search over paths (Ma et al. 2025, arXiv 2501.09732, §3.2).
 
 Paths are denoised until little noise is left, then again and again taken back by fresh noise and
 denoised a little further than before: each path tries several such detours, and the best

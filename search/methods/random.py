@@ -1,4 +1,4 @@
-"""Random search, best of N (Ma et al. 2025, §3.1)."""
+"""Random search, best of N (Ma et al. 2025, §3.2)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ class Random:
     pool: "fresh": round r draws 2**r new noises (tt-scale-flux's rule: 2 + 4 + 8 + 16 images in
     four rounds); "nested": round r extends the pool of the last round to 2**r, so that four rounds
     take 16 images and each round's best-of-2**r has the same distribution.
+    stochastic: sample with the noise of `stochastic_args` in every step, as methods that branch on
+    the way do: what they gain is told apart from what their sampler gains.
     """
 
     pool: Literal["fresh", "nested"] = "fresh"
+    stochastic: bool = False
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     blind: ClassVar[bool] = True

@@ -12,6 +12,7 @@ and previews are asked for from a quarter of the steps on, since earlier ones sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
@@ -107,10 +108,10 @@ class Steering:
             raise ValueError(
                 f"ess_threshold is a share of the particles within [0, 1], not {self.ess_threshold}"
             )
-        if not self.strength >= 0:
+        if not 0 <= self.strength < math.inf:
             raise ValueError(
-                f"strength must be 0 or more, not {self.strength}: negate the metric's weight to "
-                "steer away from it"
+                f"strength must be a number from 0, not {self.strength}: negate the metric's weight"
+                " to steer away from it"
             )
 
     def sized(self, steps: int, nfe: int) -> Self:

@@ -1,4 +1,10 @@
-"""Zero-order search around a pivot noise (Ma et al. 2025, §3.2)."""
+"""Zero-order search around a pivot noise (Ma et al. 2025, §3.2).
+
+Where ours differs, as tt-scale-flux does: in the paper the best neighbour always becomes the pivot,
+here it has to beat the pivot. Then tt-scale-flux's "restart" is the default, so that its configs
+mean what they meant; what it forgets by that, "resample" keeps. And the pivot is denoised once, not
+again in each round.
+"""
 
 from __future__ import annotations
 
