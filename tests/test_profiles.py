@@ -120,9 +120,9 @@ def test_rows_of_earlier_versions_are_exact(tmp_path: Path) -> None:
     assert (read.profile, read.draft) == ("exact", False)
 
 
-def test_rounds_are_the_inner_searchs_and_one_to_render() -> None:
+def test_rounds_are_the_inner_searchs_and_a_pass_is_one() -> None:
     made = parse_config(config(search_args={}, engine_args={"profile": "draft"}))
-    assert made.search_args.search_method == "draft" and made.rounds == 5
+    assert made.search_args.search_method == "draft" and made.rounds == 1
     assert made.search_args.build().inner["search_rounds"] == 4
     assert made.search_args.build().share == 0.5
     own = {"search_method": "draft", "inner": {"search_method": "ses"}, "keep": 2}
