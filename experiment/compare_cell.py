@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.compare_config import metric_labels
-from experiment.config import ExperimentConfig
+from experiment.config import ExperimentConfig, parse_config
 from experiment.lines import LineFile
 from experiment.outcome import summed_up
 from experiment.plan import Plan
@@ -148,8 +148,7 @@ class Cell:
             raise UserError(
                 f"{path} is missing: restore it, or move {self.folder} away to do that run anew."
             )
-        before = read_object(path)
-        now = json.loads(json.dumps(self.alone.resolved()))
+        before, now = _completed(read_object(path)), _plain(self.alone)
         for key in sorted(before.keys() | now.keys()):
             if key not in FREE and before.get(key) != now.get(key):
                 raise UserError(_other(self.folder, key))
@@ -163,6 +162,19 @@ class Cell:
         metrics = set(metric_labels(self.config))
         if any(winner.scores.keys() != metrics for winner in done.winners):
             raise UserError(_other(self.folder, "judges"))
+
+
+def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved config with what versions since have added, at its default: it means the same."""
+    try:
+        return _plain(parse_config(saved))
+    except UserError:
+        return saved  # which differs, then
+
+
+def _plain(config: ExperimentConfig) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(config.resolved()))
+    return plain
 
 
 def _other(folder: Path, key: str) -> str:

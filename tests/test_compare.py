@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,21 @@ def test_an_interrupted_comparison_goes_on_to_the_same_table(
         if path.suffix == ".png":
             assert (folder / path.relative_to(finished)).read_bytes() == path.read_bytes()
     assert len(list(folder.rglob("*.png"))) == len(list(finished.rglob("*.png")))
+
+
+def test_what_an_earlier_version_ran_counts_on(finished: Path, tmp_path: Path) -> None:
+    """An option that has come since is at its default there; another value is another config."""
+    root = tmp_path / "root"
+    shutil.copytree(finished, root / "compare" / "quick")
+    saved = next((root / "compare" / "quick").glob("random/*/config.json"))
+    content = json.loads(saved.read_text())
+    del content["search_args"]["stochastic"]
+    saved.write_text(json.dumps(content))
+    assert compare(quick(), str(root)).whole
+    content["search_args"]["stochastic"] = True
+    saved.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"another config \(other search_args"):
+        compare(quick(), str(root))
 
 
 @pytest.mark.slow
