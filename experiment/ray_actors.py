@@ -12,18 +12,19 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiment.choices import agreed_engine
 from experiment.config import parse_config
 from experiment.guests import verifier_device
 from experiment.lock import DEAD, waited_for
 from experiment.mirror import Mirror, mirroring
 from experiment.plan import make_plan
 from experiment.prompts import Prompt
-from experiment.runner import Engine, check_or_write_world, load, named_judges, world
-from experiment.shard_files import GATE, ShardExperiment, ShardStore, clear_prompts
-from experiment.sharded import settled
+from experiment.runner import Engine, load, named_judges
+from experiment.shard_files import ShardExperiment, ShardStore, clear_prompts
 from utils import UserError, find_checkpoint
 from verifiers.base import Chosen, Item, Score
 
@@ -49,7 +50,7 @@ class Job:
     """A run, as every worker is told of it.
 
     folder: where all workers see it. url: where else it is kept; then each works on a copy of its
-    own. cwd: where the user's relative paths begin.
+    own. cwd: where the user's relative paths begin. share: how many prompts a worker will have.
     """
 
     config: Mapping[str, Any]
@@ -57,6 +58,7 @@ class Job:
     prompts: list[Prompt]
     cwd: str
     url: str | None = None
+    share: int | None = None
 
     def enter(self) -> None:
         os.chdir(self.cwd)
@@ -120,13 +122,11 @@ class Pipeline:
         self._store.shards.mkdir(parents=True, exist_ok=True)
         checkpoint = find_checkpoint(config.pretrained_model_name_or_path)
         self._planned = make_plan(config, checkpoint, job.prompts)
-        engine = load(config, self._planned, self._elsewhere)
-        with waited_for(self._store.folder, GATE):
-            config, same = settled(config, engine, self._store)
-            check_or_write_world(self._store, world(engine, self._planned, self._store.folder))
-        if not same:
-            engine = load(config, self._planned, self._elsewhere)
-        self._config, self._engine = config, engine
+        share = replace(self._planned, prompts=job.prompts[: job.share])
+        begin = partial(load, planned=share, elsewhere=self._elsewhere)
+        self._config, self._engine = agreed_engine(
+            config, self._planned, self._store, lambda config: config, begin
+        )
 
     def _elsewhere(self, chosen: Chosen, name: str) -> Chosen:
         """The verifier, or one that asks other workers in its stead."""
