@@ -58,12 +58,17 @@ def run_shard(
 
 def refuse_listeners(config: ExperimentConfig) -> None:
     """Refuse verifiers whose scores depend on what earlier prompts came to."""
-    for args in _asked(config.verifier_args, *config.judges):
-        if listens(args.make()):
-            raise UserError(
-                f"'{args.name}' judges all of a run's images together, prompt after prompt: run it"
-                " in one process (--num_shards 1)."
-            )
+    for name in listeners(config):
+        raise UserError(
+            f"'{name}' judges all of a run's images together, prompt after prompt: run it"
+            " in one process (--num_shards 1)."
+        )
+
+
+def listeners(config: ExperimentConfig) -> list[str]:
+    """The verifiers and judges that are shown what each prompt came to."""
+    asked = _asked(config.verifier_args, *config.judges)
+    return [args.name for args in asked if listens(args.make())]
 
 
 def _asked(*several: VerifierArgs) -> Iterator[VerifierArgs]:
