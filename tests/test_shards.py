@@ -19,10 +19,11 @@ import experiment.fitting
 from experiment.choices import agreed_engine, settled
 from experiment.config import parse_config
 from experiment.lock import locked
+from experiment.outcome import unsearched
 from experiment.prompts import listed
 from experiment.records import read_candidates
 from experiment.runner import load, plan, run, world
-from experiment.shard_files import ShardStore, sharing
+from experiment.shard_files import ShardProgress, ShardStore, sharing
 from experiment.sharded import run_shard
 from experiment.shards import Shard, which_shard
 from experiment.store import RunStore
@@ -208,6 +209,18 @@ def test_a_process_never_holds_two_engines(
     store.write_json("manifest.json", {})
     found, engine = agreed_engine(asked, plan(asked), store, lambda config: config, begin)
     assert len(pipes) == loads and engine.saved(found) == first
+
+
+def test_memory_that_was_short_elsewhere_lowers_no_other_processes_batches(
+    tmp_path: Path, ask: Ask
+) -> None:
+    asked, prompts = ask(), _prompts()
+    store = ShardStore(RunStore.create(str(tmp_path), asked, "r").folder, asked.export)
+    store.shards.mkdir(parents=True)
+    for prompt, size in zip(prompts, (1, 4, 8, 8), strict=True):
+        store.write_failed(unsearched(prompt, "a test"), size)
+    found = [ShardProgress(store, [prompt], 8).batch_size for prompt in prompts]
+    assert found == [1, 4, 8, 8]
 
 
 def test_a_shard_counts_its_own_passes_to_see_whether_compiling_pays(
