@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,8 +22,10 @@ from experiment.lock import DEAD, waited_for
 from experiment.mirror import Mirror, mirroring
 from experiment.plan import make_plan
 from experiment.prompts import Prompt
+from experiment.records import SHARDS, STATE
 from experiment.runner import Engine, load, named_judges
-from experiment.shard_files import ShardExperiment, ShardStore, clear_prompts
+from experiment.shard_files import HandedExperiment, ShardStore, clear_handed
+from experiment.workplace import own_folder
 from utils import UserError, find_checkpoint
 from verifiers.base import Chosen, Item, Score
 
@@ -94,11 +95,17 @@ class Pipeline:
     def __init__(self) -> None:
         self._engine: Engine | None = None
         self._mirror: Mirror | None = None
+        self._leave: Callable[[], None] = lambda: None
+
+    def leave(self) -> None:
+        """The run has ended: nothing of it stays on this machine but what it asked for."""
+        self._leave()
 
     def ready(self, job: Job, ask: Ask | None) -> str | None:
         """Load what there is to load; returns why that cannot be done, if it cannot.
 
-        ask: scores items by verifiers that run elsewhere; None: this worker loads its own.
+        ask: scores items by verifiers that run elsewhere, which may still be loading; None: this
+        worker loads its own.
         """
         self._job, self._ask = job, ask
         try:
@@ -115,9 +122,9 @@ class Pipeline:
         config = parse_config(dict(job.config))
         folder = Path(job.folder)
         if job.url is not None:
-            folder = Path(tempfile.mkdtemp(prefix="worker_"))
+            folder, self._leave = own_folder()
             self._mirror = Mirror(job.url, folder)
-            self._mirror.pull(lambda name: name in BEGUN)
+            self._mirror.pull(starts=BEGUN)
         self._store = ShardStore(folder, config.export)
         self._store.shards.mkdir(parents=True, exist_ok=True)
         checkpoint = find_checkpoint(config.pretrained_model_name_or_path)
@@ -132,18 +139,25 @@ class Pipeline:
         """The verifier, or one that asks other workers in its stead."""
         if self._ask is None:
             return chosen
-        return Remote(chosen.verifier, chosen.name, chosen.metric, ask=self._ask, asked_as=name)
+        return Remote(chosen.verifier, chosen.name, chosen.metric, ask=self._asked, asked_as=name)
 
-    def search(self, index: int) -> Told:
-        """Search for a prompt, from where any worker left it."""
+    def _asked(self, name: str, items: Sequence[Item]) -> list[Score]:
+        """By those that had loaded when the prompt came."""
+        assert self._ask is not None
+        return self._ask(name, items)
+
+    def search(self, index: int, ask: Ask | None = None) -> Told:
+        """Search for a prompt, from where any worker left it. ask: as it is by now."""
         assert self._engine is not None, "ready has not been called"
+        if ask != self._ask:
+            self._ask = ask
         (prompt,) = (prompt for prompt in self._job.prompts if prompt.index == index)
         own = replace(self._planned, prompts=[prompt])
-        experiment = self._engine.experiment(self._config, own, self._store, ShardExperiment)
+        experiment = self._engine.experiment(self._config, own, self._store, HandedExperiment)
         with contextlib.redirect_stdout(io.StringIO()) as text:
             try:
                 with self._own(prompt):
-                    clear_prompts(self._store, [prompt])  # what a lost worker left
+                    clear_handed(self._store, prompt, alone=self._mirror is not None)
                     experiment.run()
             except UserError as error:
                 return Told(text.getvalue(), stopped=(str(error), getattr(error, "code", 2)))
@@ -160,14 +174,15 @@ class Pipeline:
             with waited_for(self._store.shards, f".prompt{prompt.index}.lock", 2 * DEAD):
                 yield
             return
-        starts = (
-            f"state/prompt{prompt.index}.",
-            f"state/prompt{prompt.index}_",
+        unfinished = (
+            f"{STATE}/prompt{prompt.index}.",
+            f"{STATE}/prompt{prompt.index}_",
             f"{prompt.stem}_i@",
         )
-        self._mirror.pull(lambda name: name.startswith(starts))
+        self._mirror.pull(starts=unfinished)
         with mirroring(self._mirror):
             yield
+        self._mirror.drop((*unfinished, f"{STATE}/{SHARDS}/prompt{prompt.index}."))
 
 
 class Judges:
