@@ -230,7 +230,7 @@ def _finds_by_prefix(files: Any) -> bool:
 @contextmanager
 def mirroring(mirror: Mirror, every: float = EVERY) -> Iterator[None]:
     """Copy the folder now and then, and once more at the end."""
-    ended = threading.Event()
+    mirror.whole, ended = False, threading.Event()
 
     def copy() -> None:
         pause = every

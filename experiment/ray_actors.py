@@ -25,7 +25,7 @@ from experiment.prompts import Prompt
 from experiment.records import SHARDS, STATE
 from experiment.runner import Engine, load, named_judges
 from experiment.shard_files import HandedExperiment, ShardStore, clear_handed
-from experiment.workplace import own_folder
+from experiment.workplace import Workplace
 from utils import UserError, find_checkpoint
 from verifiers.base import Chosen, Item, Score
 
@@ -95,11 +95,12 @@ class Pipeline:
     def __init__(self) -> None:
         self._engine: Engine | None = None
         self._mirror: Mirror | None = None
-        self._leave: Callable[[], None] = lambda: None
+        self._place: Workplace | None = None
 
     def leave(self) -> None:
         """The run has ended: nothing of it stays on this machine but what it asked for."""
-        self._leave()
+        if self._place is not None:
+            self._place.leave()
 
     def ready(self, job: Job, ask: Ask | None) -> str | None:
         """Load what there is to load; returns why that cannot be done, if it cannot.
@@ -122,7 +123,8 @@ class Pipeline:
         config = parse_config(dict(job.config))
         folder = Path(job.folder)
         if job.url is not None:
-            folder, self._leave = own_folder()
+            self._place = Workplace()
+            folder = self._place.folder
             self._mirror = Mirror(job.url, folder)
             self._mirror.pull(starts=BEGUN)
         self._store = ShardStore(folder, config.export)
@@ -180,8 +182,12 @@ class Pipeline:
             f"{prompt.stem}_i@",
         )
         self._mirror.pull(starts=unfinished)
-        with mirroring(self._mirror):
-            yield
+        try:
+            with mirroring(self._mirror):
+                yield
+        finally:
+            if not self._mirror.whole and self._place is not None:
+                self._place.keep()
         self._mirror.drop((*unfinished, f"{STATE}/{SHARDS}/prompt{prompt.index}."))
 
 

@@ -19,12 +19,12 @@ RACY = 2 * 10**9  # ns: a folder that has just changed may change again without 
 
 @dataclass
 class _Folder:
-    """changed: its own time. seen: when it was listed, in ns both."""
+    """changed: its own time. seen: when it was listed, in ns both. names: all that is in it."""
 
     changed: int
     seen: int
     names: set[str] = field(default_factory=set)
-    folders: list[str] = field(default_factory=list)
+    folders: set[str] = field(default_factory=set)
 
 
 class Tree:
@@ -71,29 +71,33 @@ class Tree:
                 continue
             living.add(folder)
             gone |= lost
-            open_ += known.folders
+            open_ += [_start(folder) + name for name in known.folders]
         for folder in self._folders.keys() - living:
-            gone |= self._folders.pop(folder).names
+            gone |= {_start(folder) + name for name in self._folders.pop(folder).names}
         self._loose -= gone
         return gone
 
     def _listed(self, folder: str) -> tuple[_Folder, set[str]]:
         """A folder as it is, and the names that it has lost."""
-        path = self._top / folder
-        changed, known = path.stat().st_mtime_ns, self._folders.get(folder)
-        if known and known.changed == changed and known.seen - changed > RACY:
+        path, start = self._top / folder, _start(folder)
+        changed, known = path.stat().st_mtime_ns, self._folders.get(folder, _Folder(0, 0))
+        if known.changed == changed and known.seen - changed > RACY:
             return known, set()
-        found, start = _Folder(changed, time.time_ns()), f"{folder}/" if folder else ""
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    found.folders.append(start + entry.name)
-                elif not entry.name.startswith("."):
-                    found.names.add(start + entry.name)
-        before = known.names if known else set()
+        seen = time.time_ns()
+        names = set(os.listdir(path))
+        found = _Folder(changed, seen, names, known.folders & names)
+        for name in names - known.names:
+            if (path / name).is_dir():
+                found.folders.add(name)
+            elif not name.startswith("."):
+                self._loose.add(start + name)
         self._folders[folder] = found
-        self._loose |= found.names - before
-        return found, before - found.names
+        return found, {start + name for name in known.names - names}
+
+
+def _start(folder: str) -> str:
+    """What a folder's names begin with."""
+    return f"{folder}/" if folder else ""
 
 
 def state_of(path: Path) -> State:

@@ -25,7 +25,7 @@ from experiment.records import read_candidates
 from experiment.runner import run
 from experiment.stops import Stopped
 from experiment.tree import state_of
-from experiment.workplace import own_folder
+from experiment.workplace import Workplace
 from main import main
 from tests.interrupted import Killed, content
 from tests.test_shards import Ask, ask  # noqa: F401
@@ -129,7 +129,7 @@ def test_where_nothing_is_new_nothing_is_looked_at(
 
     with monkeypatch.context() as patched:
         patched.setattr(experiment.tree, "state_of", noting)
-        patched.setattr(os, "scandir", pytest.fail)
+        patched.setattr(os, "listdir", pytest.fail)
         patched.setattr(mirror, "_files", None)
         mirror.push()
     assert {path.name for path in looked} == {"prompt0.jsonl"}
@@ -260,9 +260,7 @@ def test_what_cannot_be_copied_is_left_without_hollow_pictures(tmp_path: Path) -
 
 
 def test_a_dead_workers_folder_goes_and_a_living_ones_stays(tmp_path: Path) -> None:
-    script = (
-        "from experiment.workplace import own_folder; print(own_folder()[0], flush=True); input()"
-    )
+    script = "import experiment.workplace as w; print(w.Workplace().folder, flush=True); input()"
     environ = {**os.environ, "TMPDIR": str(tmp_path)}
     started = [
         subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environ, text=True,
@@ -272,11 +270,17 @@ def test_a_dead_workers_folder_goes_and_a_living_ones_stays(tmp_path: Path) -> N
     folders = [Path(process.stdout.readline().strip()) for process in started if process.stdout]
     started[0].kill()
     started[0].communicate()
-    mine, leave = own_folder()
-    assert [mine.exists(), *map(Path.exists, folders)] == [True, False, True]
+    mine = Workplace()
+    assert [mine.folder.exists(), *map(Path.exists, folders)] == [True, False, True]
     started[1].communicate("\n")
-    leave()
-    assert not folders[1].exists() and not mine.exists()
+    mine.leave()
+    assert not folders[1].exists() and not mine.folder.exists()
+    script = "import experiment.workplace as w; p = w.Workplace(); p.keep(); print(p.folder)"
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environ, text=True,
+                           capture_output=True, check=True)  # fmt: skip
+    kept = Path(ended.stdout.strip())
+    Workplace().leave()
+    assert kept.is_dir()
 
 
 def test_a_run_at_a_url_is_the_same_and_goes_on_after_a_machine_is_lost(
