@@ -8,22 +8,24 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiment.choices import agreed_engine
 from experiment.config import parse_config
 from experiment.guests import verifier_device
 from experiment.lock import DEAD, waited_for
 from experiment.mirror import Mirror, mirroring
 from experiment.plan import make_plan
 from experiment.prompts import Prompt
-from experiment.runner import Engine, check_or_write_world, load, named_judges, world
-from experiment.shard_files import GATE, ShardExperiment, ShardStore, clear_prompts
-from experiment.sharded import settled
+from experiment.records import SHARDS, STATE
+from experiment.runner import Engine, load, named_judges
+from experiment.shard_files import HandedExperiment, ShardStore, clear_handed
+from experiment.workplace import Workplace
 from utils import UserError, find_checkpoint
 from verifiers.base import Chosen, Item, Score
 
@@ -49,7 +51,7 @@ class Job:
     """A run, as every worker is told of it.
 
     folder: where all workers see it. url: where else it is kept; then each works on a copy of its
-    own. cwd: where the user's relative paths begin.
+    own. cwd: where the user's relative paths begin. share: how many prompts a worker will have.
     """
 
     config: Mapping[str, Any]
@@ -57,6 +59,7 @@ class Job:
     prompts: list[Prompt]
     cwd: str
     url: str | None = None
+    share: int | None = None
 
     def enter(self) -> None:
         os.chdir(self.cwd)
@@ -92,11 +95,18 @@ class Pipeline:
     def __init__(self) -> None:
         self._engine: Engine | None = None
         self._mirror: Mirror | None = None
+        self._place: Workplace | None = None
+
+    def leave(self) -> None:
+        """The run has ended: nothing of it stays on this machine but what it asked for."""
+        if self._place is not None:
+            self._place.leave()
 
     def ready(self, job: Job, ask: Ask | None) -> str | None:
         """Load what there is to load; returns why that cannot be done, if it cannot.
 
-        ask: scores items by verifiers that run elsewhere; None: this worker loads its own.
+        ask: scores items by verifiers that run elsewhere, which may still be loading; None: this
+        worker loads its own.
         """
         self._job, self._ask = job, ask
         try:
@@ -113,37 +123,43 @@ class Pipeline:
         config = parse_config(dict(job.config))
         folder = Path(job.folder)
         if job.url is not None:
-            folder = Path(tempfile.mkdtemp(prefix="worker_"))
+            self._place = Workplace()
+            folder = self._place.folder
             self._mirror = Mirror(job.url, folder)
-            self._mirror.pull(lambda name: name in BEGUN)
+            self._mirror.pull(starts=BEGUN)
         self._store = ShardStore(folder, config.export)
         self._store.shards.mkdir(parents=True, exist_ok=True)
         checkpoint = find_checkpoint(config.pretrained_model_name_or_path)
         self._planned = make_plan(config, checkpoint, job.prompts)
-        engine = load(config, self._planned, self._elsewhere)
-        with waited_for(self._store.folder, GATE):
-            config, same = settled(config, engine, self._store)
-            check_or_write_world(self._store, world(engine, self._planned, self._store.folder))
-        if not same:
-            engine = load(config, self._planned, self._elsewhere)
-        self._config, self._engine = config, engine
+        share = replace(self._planned, prompts=job.prompts[: job.share])
+        begin = partial(load, planned=share, elsewhere=self._elsewhere)
+        self._config, self._engine = agreed_engine(
+            config, self._planned, self._store, lambda config: config, begin
+        )
 
     def _elsewhere(self, chosen: Chosen, name: str) -> Chosen:
         """The verifier, or one that asks other workers in its stead."""
         if self._ask is None:
             return chosen
-        return Remote(chosen.verifier, chosen.name, chosen.metric, ask=self._ask, asked_as=name)
+        return Remote(chosen.verifier, chosen.name, chosen.metric, ask=self._asked, asked_as=name)
 
-    def search(self, index: int) -> Told:
-        """Search for a prompt, from where any worker left it."""
+    def _asked(self, name: str, items: Sequence[Item]) -> list[Score]:
+        """By those that had loaded when the prompt came."""
+        assert self._ask is not None
+        return self._ask(name, items)
+
+    def search(self, index: int, ask: Ask | None = None) -> Told:
+        """Search for a prompt, from where any worker left it. ask: as it is by now."""
         assert self._engine is not None, "ready has not been called"
+        if ask != self._ask:
+            self._ask = ask
         (prompt,) = (prompt for prompt in self._job.prompts if prompt.index == index)
         own = replace(self._planned, prompts=[prompt])
-        experiment = self._engine.experiment(self._config, own, self._store, ShardExperiment)
+        experiment = self._engine.experiment(self._config, own, self._store, HandedExperiment)
         with contextlib.redirect_stdout(io.StringIO()) as text:
             try:
                 with self._own(prompt):
-                    clear_prompts(self._store, [prompt])  # what a lost worker left
+                    clear_handed(self._store, prompt, alone=self._mirror is not None)
                     experiment.run()
             except UserError as error:
                 return Told(text.getvalue(), stopped=(str(error), getattr(error, "code", 2)))
@@ -160,14 +176,19 @@ class Pipeline:
             with waited_for(self._store.shards, f".prompt{prompt.index}.lock", 2 * DEAD):
                 yield
             return
-        starts = (
-            f"state/prompt{prompt.index}.",
-            f"state/prompt{prompt.index}_",
+        unfinished = (
+            f"{STATE}/prompt{prompt.index}.",
+            f"{STATE}/prompt{prompt.index}_",
             f"{prompt.stem}_i@",
         )
-        self._mirror.pull(lambda name: name.startswith(starts))
-        with mirroring(self._mirror):
-            yield
+        self._mirror.pull(starts=unfinished)
+        try:
+            with mirroring(self._mirror):
+                yield
+        finally:
+            if not self._mirror.whole and self._place is not None:
+                self._place.keep()
+        self._mirror.drop((*unfinished, f"{STATE}/{SHARDS}/prompt{prompt.index}."))
 
 
 class Judges:

@@ -67,10 +67,14 @@ class ShardStore(RunStore):
     def write_failed(self, summary: Mapping[str, Any], batch_size: int) -> None:
         self.write_result({"summary": summary, "batch_size": batch_size})
 
-    def results(self) -> dict[int, DoneLine]:
-        """What has been written of prompts so far, by their numbers."""
+    def results(self, indices: Iterable[int] | None = None) -> dict[int, DoneLine]:
+        """What has been written so far of these prompts, or of all, by their numbers."""
         found = {}
-        for path in self.shards.glob("prompt*.json"):
+        if indices is None:
+            paths = list(self.shards.glob("prompt*.json"))
+        else:
+            paths = [self.result_path(index) for index in indices]
+        for path in paths:
             file = _result_file(path)
             for number, content in file.read():
                 with file.fitting(number):
@@ -89,10 +93,11 @@ class ShardProgress(Progress):
     _store: ShardStore
 
     def _read(self, prompts: Sequence[Prompt]) -> None:
+        """Of one's own prompts only: what another's memory was too small for concerns nobody."""
         mine = {prompt.index for prompt in prompts}
-        before = done_lines(self._store, None)
-        for line in [*before.values(), *self._store.results().values()]:
-            if line.index in mine and not line.failed:
+        before = [line for i, line in done_lines(self._store, None).items() if i in mine]
+        for line in [*before, *self._store.results(mine).values()]:
+            if not line.failed:
                 self._take(line)
             self.batch_size = min(self.batch_size, line.batch_size)
             self.singly |= line.singly
@@ -117,6 +122,22 @@ class ShardExperiment(Experiment):
         for summary in failed:
             self.store.write_failed(summary, self.batch_size)
         self.failed = len(failed)
+
+
+class HandedProgress(ShardProgress):
+    """Of prompts that somebody hands out who knows that they are not done."""
+
+    def _read(self, prompts: Sequence[Prompt]) -> None:
+        """However many others are done."""
+
+
+class HandedExperiment(ShardExperiment):
+    """A search for prompts that were handed to this process."""
+
+    def _opened(self) -> Progress:
+        progress = HandedProgress(self.store, self.planned.prompts, self.batch_size)
+        progress.singly = self.denoiser.singly  # as it came to for the prompts before
+        return progress
 
 
 @contextmanager
@@ -197,15 +218,31 @@ def clear_shard(store: ShardStore, prompts: Sequence[Prompt], mine: Sequence[Pro
 
 def clear_prompts(store: ShardStore, left: Sequence[Prompt]) -> None:
     """Remove what these prompts, which nobody is searching for, left unfinished."""
+    _forget(store, left)
     named = pictures_named(store, [prompt.index for prompt in left])
     stems = {prompt.stem for prompt in left}
+    for path in store.folder.glob("prompt@*_i@*"):
+        if path.name.rsplit("_i@", 1)[0] in stems and path.name not in named:
+            path.unlink()
+
+
+def clear_handed(store: ShardStore, prompt: Prompt, *, alone: bool) -> None:
+    """The same for a prompt of a run that was cleared as it began: only a lost worker, whose
+    journal came before its pictures, has left some since.
+
+    alone: the folder is this process's own, and small.
+    """
+    if alone or (store.state / f"prompt{prompt.index}.jsonl").exists():
+        clear_prompts(store, [prompt])
+    else:
+        _forget(store, [prompt])
+
+
+def _forget(store: ShardStore, left: Sequence[Prompt]) -> None:
     for prompt in left:
         store.written(prompt)  # which this process may have tried before
         store.result_path(prompt.index).unlink(missing_ok=True)
         store.rows_path(prompt.index).unlink(missing_ok=True)
-    for path in store.folder.glob("prompt@*_i@*"):
-        if path.name.rsplit("_i@", 1)[0] in stems and path.name not in named:
-            path.unlink()
 
 
 def merge(store: ShardStore, prompts: Sequence[Prompt]) -> int | None:

@@ -6,23 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from experiment.choices import agreed_engine
 from experiment.config import ExperimentConfig, VerifierArgs
 from experiment.lock import waited_for
 from experiment.progress import remove_state
 from experiment.prompts import Prompt, load_prompts
-from experiment.records import read_object
 from experiment.resume import config_of_run, finished, run_named, run_to_resume
-from experiment.runner import (
-    Engine,
-    Ran,
-    check_or_write_world,
-    load,
-    plan,
-    ran,
-    saved,
-    tell_failed,
-    world,
-)
+from experiment.runner import Ran, load, plan, ran, saved, tell_failed
 from experiment.searching import listens
 from experiment.shard_files import (
     GATE,
@@ -35,8 +25,6 @@ from experiment.shard_files import (
 from experiment.shards import Shard, agreed, own_device
 from experiment.store import RunStore, refuse_unwritable, runs_of, time_stamp
 from utils import UserError
-
-CHOSEN = ("attention", "batch_size", "compile", "vae")  # of engine_args: by whoever loads first
 
 
 def run_shard(
@@ -70,12 +58,17 @@ def run_shard(
 
 def refuse_listeners(config: ExperimentConfig) -> None:
     """Refuse verifiers whose scores depend on what earlier prompts came to."""
-    for args in _asked(config.verifier_args, *config.judges):
-        if listens(args.make()):
-            raise UserError(
-                f"'{args.name}' judges all of a run's images together, prompt after prompt: run it"
-                " in one process (--num_shards 1)."
-            )
+    for name in listeners(config):
+        raise UserError(
+            f"'{name}' judges all of a run's images together, prompt after prompt: run it"
+            " in one process (--num_shards 1)."
+        )
+
+
+def listeners(config: ExperimentConfig) -> list[str]:
+    """The verifiers and judges that are shown what each prompt came to."""
+    asked = _asked(config.verifier_args, *config.judges)
+    return [args.name for args in asked if listens(args.make())]
 
 
 def _asked(*several: VerifierArgs) -> Iterator[VerifierArgs]:
@@ -124,28 +117,12 @@ def _searched(
 ) -> None:
     """Search for the process's own prompts."""
     planned = plan(config)
-    engine = load(_placed(config, shard), planned)
-    with waited_for(store.folder, GATE):
-        config, same = settled(config, engine, store)
-        check_or_write_world(store, world(engine, planned, store.folder))
-    if not same:  # another process has begun the run, on a machine of another size
-        engine = load(_placed(config, shard), planned)
+    share = replace(planned, prompts=mine)  # whether to compile depends on how much there is to do
+    config, engine = agreed_engine(
+        config, planned, store, lambda config: _placed(config, shard), lambda c: load(c, share)
+    )
     print(f"Results go to {store.folder}", flush=True)
-    own = replace(planned, prompts=mine)
-    ran(engine.experiment(config, own, store, ShardExperiment))
-
-
-def settled(
-    config: ExperimentConfig, engine: Engine, store: RunStore
-) -> tuple[ExperimentConfig, bool]:
-    """The run's config with all choices made: by whoever loads first. Also whether this engine
-    has made the same choices. Call it with the gate held."""
-    chosen = engine.saved(config)
-    if not (store.folder / "manifest.json").exists():
-        store.write_json("config.json", chosen)
-    run = read_object(store.folder / "config.json")
-    same = all(run["engine_args"][key] == chosen["engine_args"][key] for key in CHOSEN)
-    return config_of_run(store.folder, config), same
+    ran(engine.experiment(config, share, store, ShardExperiment))
 
 
 def _placed(config: ExperimentConfig, shard: Shard) -> ExperimentConfig:

@@ -66,6 +66,15 @@ def _torchrun(environ: Mapping[str, str]) -> Shard | None:
     if not {"RANK", "WORLD_SIZE"} <= environ.keys():
         return None
     index, count = _number(environ, "RANK"), _number(environ, "WORLD_SIZE")
+    tasks = _number(environ, "SLURM_ARRAY_TASK_COUNT", 1)
+    if count == 1 < tasks:
+        return None  # the array shares out the prompts
+    if tasks > 1:
+        raise UserError(
+            f"Each of {tasks} tasks of the array has launched {count} processes, and it is not"
+            " plain which numbers share out the prompts: have one process a task, or, where each"
+            " task is a run of its own, start the launcher by env -u SLURM_ARRAY_TASK_COUNT."
+        )
     return Shard(index, count, "RANK and WORLD_SIZE", _local(environ))
 
 

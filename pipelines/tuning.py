@@ -13,7 +13,7 @@ import torch
 
 from pipelines.denoiser import Denoiser, denoisers
 from pipelines.memory_errors import free, out_of_memory
-from utils import cache_folder, digest, write_atomically
+from utils import cache_folder, digest, one_at_a_time, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ GAIN = 0.05  # of the time an image takes; less is not worth the memory
 KNOWN = "batch_sizes.json"
 ATTENTION_GAIN = 0.02  # of a step; less is within what one measurement is worth
 ATTENTION_KNOWN = "attention.json"
+BACKENDS = ("default", "cudnn")
 STEPS = 5  # timed for an attention; the least counts
 
 Known = TypeVar("Known", int, str)
@@ -104,10 +105,13 @@ def remembered_size(denoiser: Denoiser, prompt: str, machine: Mapping[str, Any])
     machine: all else that it depends on: device, versions, number format.
     """
     path, key = cache_folder() / KNOWN, _key(denoiser, machine)
-    known = _read(path, int).get(key)
-    if known is None or known < 1:
-        known = fastest(measured(denoiser, prompt))
-        _write(path, {**_read(path, int), key: known})
+    known = _read(path, int).get(key, 0)
+    if known < 1:
+        with one_at_a_time(path):
+            known = _read(path, int).get(key, 0)  # by who had the turn before
+            if known < 1:
+                known = fastest(measured(denoiser, prompt))
+                _write(path, {**_read(path, int), key: known})
     return known
 
 
@@ -152,13 +156,16 @@ def remembered_attention(
     path = cache_folder() / ATTENTION_KNOWN
     key = _key(denoiser, {**machine, "batch_size": n})
     known = _read(path, str).get(key)
-    if known in ("default", "cudnn"):
-        denoiser.use_attention(known)
-        start()
-        return
+    if known not in BACKENDS:
+        with one_at_a_time(path):
+            known = _read(path, str).get(key)  # by who had the turn before
+            if known not in BACKENDS:
+                start()
+                known = faster_attention(denoiser, prompt, n, anew)
+                _write(path, {**_read(path, str), key: known})
+                return
+    denoiser.use_attention(known)
     start()
-    found = faster_attention(denoiser, prompt, n, anew)
-    _write(path, {**_read(path, str), key: found})
 
 
 def _key(denoiser: Denoiser, machine: Mapping[str, Any]) -> str:

@@ -18,11 +18,11 @@ from torch.backends.cuda import flash_sdp_enabled
 from torch.nn.functional import scaled_dot_product_attention as attend
 
 import pipelines.tuning
+from experiment.choices import settled
 from experiment.config import parse_config
 from experiment.fitting import first_attention
 from experiment.resume import config_of_run
 from experiment.runner import load, plan, run, saved, world
-from experiment.sharded import settled
 from experiment.speed import measures_attention
 from experiment.store import RunStore
 from pipelines.attention import KERNELS, can_attend, preferring
@@ -233,11 +233,11 @@ def test_processes_of_a_run_agree_on_it(tmp_path: Path) -> None:
     other = Denoiser(engine.denoiser.pipe, {}, engine.denoiser.residence)
     other.attention = "cudnn"
     store = RunStore.create(str(tmp_path), asked, "r")
-    first, same = settled(asked, replace(engine, denoiser=other), store)
+    first, others = settled(asked, replace(engine, denoiser=other), store)
     store.write_json("manifest.json", world(engine, planned, store.folder))
-    assert same and first.engine_args.attention == "cudnn"
-    second, same = settled(asked, engine, store)
-    assert not same and second.engine_args.attention == "cudnn"
+    assert not others and first.engine_args.attention == "cudnn"
+    second, others = settled(asked, engine, store)
+    assert others == {"attention"} and second.engine_args.attention == "cudnn"
 
 
 @pytest.mark.parametrize("name", ["cudnn", "efficient"])

@@ -7,19 +7,29 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import experiment.ray_run
 from experiment.config import RayArgs
 from experiment.guests import seated
-from experiment.ray_actors import Remote
-from experiment.runner import load, plan
+from experiment.interrupts import Interrupted
+from experiment.mirror import Place
+from experiment.ray_actors import Job, Pipeline, Remote
+from experiment.ray_run import run_on_ray
+from experiment.runner import load, plan, run, saved
+from experiment.shard_files import ShardStore, merge
+from experiment.store import RunStore
 from main import main
 from tests.interrupted import content
 from tests.test_shards import Ask, ask  # noqa: F401
+from utils import UserError
 from verifiers.base import Item, Score
 from verifiers.moving import models_within
 
@@ -74,6 +84,39 @@ def test_a_verifier_elsewhere_is_asked_by_its_name_and_loads_nothing(ask: Ask) -
     engine.judges["clip#2"].score([Item(None, "a")])
     assert asked == [("", 2), ("clip#2", 1)]
     assert not list(models_within(engine.judges["clip"].verifier))
+
+
+def test_a_worker_reads_nothing_of_the_others_prompts(
+    tmp_path: Path,
+    ask: Ask,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither what they came to, nor the names of their pictures."""
+    whole = run(ask(), str(tmp_path / "one")).folder
+    planned, asked = plan(ask()), ask()
+    store = ShardStore(RunStore.create(str(tmp_path / "ray"), asked, "r").folder, asked.export)
+    store.write_json("config.json", saved(asked, 2))
+    store.shards.mkdir(parents=True)
+    store.result_path(3).write_text("nobody needs to read this")
+    worker = Pipeline()
+    job = Job(saved(asked, 2), str(store.folder), planned.prompts, os.getcwd())
+    assert worker.ready(job, None) is None
+    listed: list[Path] = []
+    glob = Path.glob
+
+    def noting(path: Path, pattern: str) -> Any:
+        listed.append(path)
+        return glob(path, pattern)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "glob", noting)
+        told = [worker.search(index) for index in (2, 0, 1)]
+    assert not any(each.failed or each.stopped for each in told)
+    assert set(listed) == {store.state}  # where only unfinished prompts have files
+    store.result_path(3).unlink()
+    assert not worker.search(3).failed
+    assert merge(store, planned.prompts) == 0
+    assert content(store.folder) == content(whole)
 
 
 def titled(title: str, above: int) -> list[int]:
@@ -134,5 +177,64 @@ def test_a_killed_worker_changes_nothing(
     (left,) = (p.parent for p in (tmp_path / "one").rglob("summary.json"))
     (folder,) = (p.parent for p in (tmp_path / "ray").rglob("summary.json"))
     assert content(folder) == content(left)
+    kept = [p for kind in ("worker_*", "run_*") for p in (tmp_path / "temporary").glob(kind)]
+    assert kept == []  # of the killed worker's neither
     time.sleep(1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes a local cluster of so many cores, which may grow or not, as its driver believes."""
+
+    def have(count: int, *, fixed: bool = True) -> None:
+        pytest.importorskip("ray")
+        cluster = experiment.ray_run._cluster
+
+        @contextmanager
+        def believed(args: RayArgs) -> Iterator[Any]:
+            with cluster(args) as (ray, _):
+                yield ray, fixed
+
+        monkeypatch.setattr(os, "cpu_count", lambda: count)
+        monkeypatch.setattr(RayArgs, "cores", count)
+        monkeypatch.setattr(experiment.ray_run, "_cluster", believed)
+        monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+
+    return have
+
+
+TWO_VERIFIERS = {"address": "local", "verifiers": 2, "pipelines": 1}
+
+
+@pytest.mark.slow
+def test_a_cluster_with_too_little_room_begins_with_what_there_is(
+    tmp_path: Path,
+    ask: Ask,  # noqa: F811
+    cores: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cores(2)
+    whole = run(ask(), str(tmp_path / "one")).folder
+    done = run_on_ray(ask(ray_args=TWO_VERIFIERS), Place(str(tmp_path / "ray")))
+    assert content(done.folder) == content(whole)
+    assert "take 3 CPUs and 0 GPUs, and the cluster has 2 and 0" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_cluster_without_room_for_one_of_each_is_refused_or_waited_for(
+    tmp_path: Path,
+    ask: Ask,  # noqa: F811
+    cores: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ask(ray_args=TWO_VERIFIERS)
+    cores(1)
+    with pytest.raises(UserError, match="not even one of each"):
+        run_on_ray(asked, Place(str(tmp_path / "refused")))
+    cores(1, fixed=False)
+    timer = threading.Timer(25, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(Interrupted):
+        run_on_ray(asked, Place(str(tmp_path / "waiting")))
+    assert not timer.is_alive() and "some wait" in capsys.readouterr().out

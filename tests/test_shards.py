@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,16 @@ from typing import Any
 
 import pytest
 
+import experiment.fitting
+from experiment.choices import agreed_engine, settled
 from experiment.config import parse_config
 from experiment.lock import locked
+from experiment.outcome import unsearched
 from experiment.prompts import listed
 from experiment.records import read_candidates
 from experiment.runner import load, plan, run, world
-from experiment.shard_files import sharing
-from experiment.sharded import run_shard, settled
+from experiment.shard_files import ShardProgress, ShardStore, sharing
+from experiment.sharded import run_shard
 from experiment.shards import Shard, which_shard
 from experiment.store import RunStore
 from main import main
@@ -47,6 +51,7 @@ TASKS = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}
         ((None, None), ARRAY, (2, 4, None, "slurm_99")),
         ((None, None), {**ARRAY, "SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_STEP": "2"},
          (2, 4, None, "slurm_99")),
+        ((None, None), {**ARRAY, "RANK": "0", "WORLD_SIZE": "1"}, (2, 4, None, "slurm_99")),
         ((None, None), TASKS, (3, 4, 0, None)),
         ((None, None), {**TASKS, "SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0"},
          (3, 4, 0, "slurm_12")),
@@ -74,6 +79,7 @@ def test_flags_win_over_launchers(flags: Any, environ: dict[str, str], found: An
         ((None, None), {"RANK": "x", "WORLD_SIZE": "2"}, "RANK is 'x'"),
         ((None, None), {**ARRAY, "SLURM_ARRAY_TASK_ID": "20"}, "gaps"),
         ((None, None), {**ARRAY, **TASKS}, "--num_shards"),
+        ((None, None), {**ARRAY, **TORCHRUN}, "one process a task"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(flags: Any, environ: dict[str, str], said: str) -> None:
@@ -176,11 +182,61 @@ def test_a_process_that_would_choose_otherwise_takes_over_what_the_first_chose(
     asked = ask()
     engine, planned = load(asked, plan(asked)), plan(asked)
     store = RunStore.create(str(tmp_path), asked, "r")
-    run_config, same = settled(asked, replace(engine, compiled=True), store)
+    run_config, others = settled(asked, replace(engine, compiled=True), store)
     store.write_json("manifest.json", world(engine, planned, store.folder))
-    assert same and run_config.engine_args.compile == "on"
-    run_config, same = settled(asked, engine, store)
-    assert not same and run_config.engine_args.compile == "on"
+    assert not others and run_config.engine_args.compile == "on"
+    run_config, others = settled(asked, engine, store)
+    assert others == {"compile"} and run_config.engine_args.compile == "on"
+
+
+@pytest.mark.parametrize(("otherwise", "loads"), [("batch_size", 1), ("vae", 2)])
+def test_a_process_never_holds_two_engines(
+    otherwise: str, loads: int, tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changes the one it has, or lets go of it before it loads another."""
+    asked, pipes = ask(batch_size_for_img_gen=None), []
+
+    def begin(config: Any) -> Any:
+        assert all(pipe() is None for pipe in pipes)
+        engine = load(config, plan(asked))
+        pipes.append(weakref.ref(engine.denoiser.pipe))
+        return engine
+
+    store = ShardStore(RunStore.create(str(tmp_path), asked, "r").folder, asked.export)
+    first = load(asked, plan(asked)).saved(asked)
+    first["engine_args"][otherwise] = {"batch_size": 3, "vae": "slicing"}[otherwise]
+    store.write_json("config.json", first)
+    store.write_json("manifest.json", {})
+    found, engine = agreed_engine(asked, plan(asked), store, lambda config: config, begin)
+    assert len(pipes) == loads and engine.saved(found) == first
+
+
+def test_memory_that_was_short_elsewhere_lowers_no_other_processes_batches(
+    tmp_path: Path, ask: Ask
+) -> None:
+    asked, prompts = ask(), _prompts()
+    store = ShardStore(RunStore.create(str(tmp_path), asked, "r").folder, asked.export)
+    store.shards.mkdir(parents=True)
+    for prompt, size in zip(prompts, (1, 4, 8, 8), strict=True):
+        store.write_failed(unsearched(prompt, "a test"), size)
+    found = [ShardProgress(store, [prompt], 8).batch_size for prompt in prompts]
+    assert found == [1, 4, 8, 8]
+
+
+def test_a_shard_counts_its_own_passes_to_see_whether_compiling_pays(
+    tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[Any] = []
+
+    def counting(config: Any, checkpoint: str, device: str, offload: str, passes: Any) -> bool:
+        counted.append(passes)
+        return False
+
+    monkeypatch.setattr(experiment.fitting, "compiles", counting)
+    run(ask(), str(tmp_path / "one"))
+    for index in (0, 1):
+        shard(ask(), tmp_path / "many", index, 2)
+    assert counted == [counted[0], counted[0] / 2, counted[0] / 2]
 
 
 def test_trackers_are_for_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

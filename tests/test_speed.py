@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,23 @@ def test_a_size_is_measured_once_for_a_model_and_a_machine(
     kept.write_text("{]")
     assert remembered_size(denoiser, "a", {"device": "x"}) == 4
     assert list(json.loads(kept.read_text()).values()) == [4]
+
+
+def test_while_one_process_measures_the_others_wait_for_its_answer(
+    denoiser: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    times: list[int] = []
+
+    def measured(*_: Any) -> dict[int, float]:
+        times.append(len(times))
+        time.sleep(0.3)
+        return {2 ** len(times): 1.0}
+
+    monkeypatch.setattr(pipelines.tuning, "measured", measured)
+    with ThreadPoolExecutor(4) as pool:  # the lock is the system's, so threads stand for processes
+        asked = [pool.submit(remembered_size, denoiser, "a", {}) for _ in range(4)]
+    assert [each.result() for each in asked] == [2] * 4 and times == [0]
 
 
 def test_only_images_on_a_gpu_are_measured() -> None:
