@@ -17,6 +17,8 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
+from pipelines.precise import replaced
+
 # Attributes of pipelines, and what of diffusers' own code is known to do what is done here.
 PROCESSORS = {
     "image_processor": (VaeImageProcessor, "postprocess"),
@@ -61,11 +63,8 @@ class Developer:
             asked.append(process(pixels, *args, **kwargs) if put_off is None else put_off)
             return asked[-1]
 
-        setattr(self._processor, self._method, wrapped)
-        try:
+        with replaced(self._processor, {self._method: wrapped}):
             yield
-        finally:
-            delattr(self._processor, self._method)
         self._look(next(iter(output.values()), None), asked)
 
     def _put_off(
