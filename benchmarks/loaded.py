@@ -300,7 +300,7 @@ class Bench:
                 "batch_size": self.work.batch,
                 "way": self.way,
                 "ready_seconds": ready,
-                "quantized_layers": sum(map(_quantized, self.denoiser.twins)),
+                "quantized_layers": sum(map(_quantized, self.denoiser.copies)),
                 "graphs": graphs() - before,
             }
         finally:

@@ -181,9 +181,18 @@ class Denoiser:
 
         quantization: of the weights as loaded, which no image is exact with. threshold: of a cache.
         """
-        own = {id(module) for module in denoisers(self.pipe)}
-        parts = {n: m for n, m in self.pipe.components.items() if id(m) in own}
-        self._cheap = make_profile(name, self.pipe, parts, threshold)
+        parts = named_denoisers(self.pipe)
+        try:
+            self._cheap = make_profile(name, self.pipe, parts, threshold)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(
+                f"There is no room here for what engine_args.profile '{name}' needs: set it to"
+                " 'draft'."
+            ) from error
+        if self.residence is not None:
+            self.residence.accompanied(self.copies)
         drafts = "draft" if name == "exact" else name
         self._profiles = {True: drafts, False: quantization or "exact"}
 
@@ -207,6 +216,11 @@ class Denoiser:
     @property
     def twins(self) -> Sequence[torch.nn.Module]:
         """Copies of the denoisers that drafts are made by, where they are worth compiling."""
+        return self.copies if self._cheap is not None and self._cheap.compiles else ()
+
+    @property
+    def copies(self) -> Sequence[torch.nn.Module]:
+        """Copies of the denoisers that drafts are made by."""
         return () if self._cheap is None else self._cheap.copies
 
     @property
@@ -533,6 +547,12 @@ def denoisers(pipe: Any) -> list[torch.nn.Module]:
         for part in pipe.components.values()
         if isinstance(part, ModelMixin) and not hasattr(part, "decode")
     ]
+
+
+def named_denoisers(pipe: Any) -> dict[str, torch.nn.Module]:
+    """The same by their names in the pipeline."""
+    own = {id(module) for module in denoisers(pipe)}
+    return {name: part for name, part in pipe.components.items() if id(part) in own}
 
 
 def _only(name: str, value: Any) -> Any:
