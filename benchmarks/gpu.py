@@ -15,8 +15,10 @@ eager: two prompts' searches on the loaded model, all in: encoding, denoising, d
 compiled: the same as engine_args.compile has it. Compiling is told apart, and not counted.
 elsewhere: the same while a judge elsewhere sleeps for `--sleep` of the time that a batch takes.
 judged: the same with Qwen2.5-VL-7B on this GPU (`benchmarks/vlm.py`), which gives scores alone.
+graphs: compiled graphs after steps of smaller batches, without guidance and of a draft.
 fp8: a draft by engine_args.profile "fp8".
 
+Where compiling fails, that is told, and what follows is measured as it is, eager.
 Beside seconds stand the share of the floor (`benchmarks/floors.py`) and how many times as fast as
 `plain` that is. Each part is in the pipeline's JSON file as soon as it is measured, beside those of
 earlier calls; `python -m benchmarks.report_gpu` makes tables of them.
@@ -32,17 +34,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.device import graphs, matrix_tflops, recompilations, reset
+from benchmarks.device import graphs, matrix_tflops, reset
 from benchmarks.figures import machine, table, unbarred
 from benchmarks.floors import PEAK, WORK
 from benchmarks.gpu_results import Record, bars
-from benchmarks.loaded import Bench
+from benchmarks.loaded import SIZES, Bench
 from pipelines.loading import choose_device, hush
 from utils import UserError, did_you_mean
 
-PARTS = ("plain", "steps", "eager", "compiled", "elsewhere", "judged", "fp8")
+PARTS = ("plain", "steps", "eager", "compiled", "elsewhere", "judged", "graphs", "fp8")
 COMPILED = PARTS[PARTS.index("compiled") :]
-SIZES = (1, 2, 4, 8, 16)
 RESULTS = Path("benchmarks/results")
 
 Measured = Mapping[str, Any]
@@ -56,12 +57,15 @@ class Parts:
         self._images = images or 4 * bench.work.batch
         self._sleep = sleep
         self._sizes = sizes
-        self._compiling: float | None = None
+        self._compiling: float | None = None  # seconds
+        self._uncompiled: str | None = None  # why not
         self._each: dict[str, float] = {}  # seconds an image of our run, by way
 
     def measure(self, part: str) -> Measured:
         if part in COMPILED and self._bench.way == "eager":
-            self._compiling = self._bench.compile()
+            self._compile()
+            if self._uncompiled is not None and part in ("compiled", "graphs"):
+                return {"failed": self._uncompiled}
         ways: Mapping[str, Callable[[], Measured]] = {
             "plain": lambda: self._bench.plain(max(1, self._images // 4)),
             "steps": lambda: {"batches": list(self._bench.batches(self._sizes))},
@@ -69,15 +73,26 @@ class Parts:
             "compiled": lambda: self._bench.ours(self._images),
             "elsewhere": self._elsewhere,
             "judged": lambda: self._bench.judged(self._images),
+            "graphs": self._bench.graphs,
             "fp8": self._bench.fp8,
         }
         found = ways[part]()
         if part in ("eager", "compiled"):
             self._each[self._bench.way] = found["seconds_an_image"]
-        if part in ("compiled", "judged"):
-            compiled = {"graphs": graphs(), "recompilations": recompilations()}
-            found = {**found, "compile_seconds": self._compiling, **compiled}
+        if part in ("compiled", "judged", "graphs") and self._bench.way == "compiled":
+            found = {"graphs": graphs(), **found, "compile_seconds": self._compiling}
+        if part in COMPILED and self._uncompiled is not None:
+            found = {**found, "uncompiled": self._uncompiled}
         return found
+
+    def _compile(self) -> None:
+        """Compile, or remember why not: trying again would take as long and end as before."""
+        if self._uncompiled is None:
+            try:
+                self._compiling = self._bench.compile()
+            except Exception as error:  # whatever a compiler may raise
+                self._uncompiled = _told(error)
+                traceback.print_exc()
 
     def _elsewhere(self) -> Measured:
         """A sleep as long as a share of the time that a batch takes, measured if it was not."""
@@ -98,10 +113,15 @@ def lines(part: str, found: Measured) -> Iterator[str]:
         text = f"{part} ({found['way']})".ljust(22) + f"{found['seconds_an_image']:8.3f} s an image"
         yield f"{text}{_shares(found)}{_memory(found)}"
     if found.get("compile_seconds") is not None:
+        yield f"{part}: compiled in {found['compile_seconds']:.0f} s, {found['graphs']} graphs"
+    if "recompilations" in found:
+        sizes = ", ".join(map(str, found["batch_sizes"]))
         yield (
-            f"{part}: compiled in {found['compile_seconds']:.0f} s, {found['graphs']} graphs,"
-            f" {found['recompilations']} of them recompilations"
+            f"{part}: with batches of {sizes}, without guidance and of a draft at most"
+            f" {found['recompilations']} recompilations of a function"
         )
+    if "uncompiled" in found:
+        yield f"{part}: NOT COMPILED, for that failed: {found['uncompiled']}"
     if "judge" in found:
         judge = found["judge"]
         yield (
@@ -170,7 +190,11 @@ def _tried(parts: Parts, part: str) -> Measured:
         return parts.measure(part)
     except Exception as error:
         traceback.print_exc()
-        return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        return {"failed": _told(error)}
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -81,13 +81,17 @@ def bars(found: Found) -> Iterator[Figure]:
         each = parts["fp8"]["seconds_an_image"]
         yield figure(f"{name}, fp8 drafts", "s an image", [each], bar=SECONDS_FP8[name])
     if measured(parts, "judged"):
-        share = parts["judged"]["busy_share"]
+        judged = parts["judged"]
         yield figure(
-            f"{name}, busy under Qwen and PNGs", "of the time", [share], bar=BUSY, side="least"
-        )
-    made = [each["recompilations"] for each in parts.values() if "recompilations" in each]
-    if made:
-        yield figure(f"{name}, recompilations", "graphs", [max(made)], bar=RECOMPILATIONS)
+            f"{name}, busy under Qwen and PNGs", "of the time", [judged["busy_share"]],
+            bar=BUSY, side="least", note=judged["way"],
+        )  # fmt: skip
+    made = parts.get("graphs", {})
+    if "recompilations" in made:
+        yield figure(
+            f"{name}, recompilations", "graphs", [made["recompilations"]], bar=RECOMPILATIONS,
+            note=f"of a function; {made['graphs']} graphs in all",
+        )  # fmt: skip
 
 
 def _exact(name: str, way: str, parts: Found) -> Iterator[Figure]:

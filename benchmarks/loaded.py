@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import vlm
 from benchmarks.busy import Busy
-from benchmarks.device import fresh_compiler, graphs, peak_gb, reset, wait
+from benchmarks.device import fresh_compiler, graphs, peak_gb, recompilations, reset, wait
 from benchmarks.floors import PEAK, WORK, Work
 from benchmarks.full_size import PIPELINES, Pipeline
 from benchmarks.judge import Sleeping
@@ -36,6 +36,8 @@ from utils import UserError
 from verifiers.base import Chosen
 
 PROMPTS = ("a red circle left of a blue square", "a green ring above a yellow star")
+SIZES = (1, 2, 4, 8, 16)
+UNGUIDED = 0.1  # of the guidance scale: below 1 for all that take two rows by it
 REPEATS = 3  # of a step, whose median is told
 SLEEPING = {"name": "benchmarks.judge:Sleeping"}
 QWEN = {"name": "benchmarks.vlm:RandomQwen", **vlm.OPTIONS}
@@ -243,6 +245,41 @@ class Bench:
         )
         return statistics.median(taken[1:]) / size, done.rows / size, sum(decoded.again)
 
+    def graphs(self) -> dict[str, Any]:
+        """Graphs that the shapes of a run take: smaller batches, guidance that is off, a draft."""
+        started = time.perf_counter()
+        sizes = [size for size in reversed(SIZES) if size <= self.work.batch]
+        for size in sizes:
+            for guidance in self._guidances():
+                self._first_step(size, guidance)
+        with self.denoiser.drafting(max(1, self.work.steps // 2)):
+            self._first_step(self.work.batch, 1.0)
+        wait(self.device)
+        return {
+            "way": self.way,
+            "batch_sizes": sizes,
+            "graphs": graphs(),
+            "recompilations": recompilations(),
+            "taking_seconds": time.perf_counter() - started,
+        }
+
+    def _guidances(self) -> tuple[float, ...]:
+        """Factors on guidance: the second leaves a classifier-free one without its second row."""
+        try:
+            self._first_step(self.work.batch, UNGUIDED)
+        except UserError:  # a distilled model
+            return (1.0,)
+        return (1.0, UNGUIDED)
+
+    def _first_step(self, size: int, guidance: float) -> None:
+        self.denoiser.denoise(*self._beginning(size), guidance=guidance)
+
+    def _beginning(self, size: int) -> tuple[str, torch.Tensor, Sequence[int], int, int]:
+        """What a batch's first step takes."""
+        seeds = tuple(range(size))
+        drawn = self.denoiser.draw(PROMPTS[0], seeds)
+        return PROMPTS[0], drawn.latents, seeds, drawn.step, drawn.step + 1
+
     def fp8(self) -> dict[str, Any]:
         """Seconds of a draft by the profile `fp8`, from its noise to its picture."""
         if self.device.startswith("cuda") and importlib.util.find_spec("torchao") is None:
@@ -263,7 +300,7 @@ class Bench:
                 "batch_size": self.work.batch,
                 "way": self.way,
                 "ready_seconds": ready,
-                "quantized_layers": sum(map(_quantized, self.denoiser.twins)),
+                "quantized_layers": sum(map(_quantized, self.denoiser.copies)),
                 "graphs": graphs() - before,
             }
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,11 @@ from experiment.speed import compiles, images_at_once, measures_attention, measu
 from pipelines.attention import can_attend, check_attention
 from pipelines.compiling import retraced, undo
 from pipelines.denoiser import Denoiser, denoisers
+from pipelines.memory import GB, tensor_bytes
 from pipelines.tuning import remembered_attention, remembered_size
 from utils import UserError
+from verifiers.base import Chosen
+from verifiers.moving import models_within
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +59,16 @@ def fit(
     manifest: Mapping[str, Any],
     *,
     apart: bool,
+    beside: Sequence[Chosen] = (),
 ) -> Fitted:
-    """Choose what the config leaves open, and compile. build: the pipeline's class."""
+    """Choose what the config leaves open, and compile.
+
+    build: the pipeline's class. beside: verifiers that share the device, loaded.
+    """
     prompt = planned.prompts[0].text
     machine = {name: manifest[name] for name in BASIS} | {"dtype": config.torch_dtype}
+    stays = denoiser.residence is None or not denoiser.residence.alone
+    machine["beside_gb"] = _gigabytes(beside) if stays else 0.0
     batch_size = images_at_once(config, build)
     if measures_batches(config, device, build):
         batch_size = remembered_size(denoiser, prompt, machine)
@@ -84,6 +93,13 @@ def fit(
     else:
         start()
     return Fitted(batch_size, compiled)
+
+
+def _gigabytes(verifiers: Sequence[Chosen]) -> float:
+    """Weights of verifiers, to a tenth of a GB: a batch that fits without them may not with."""
+    found = [model for each in verifiers for model in models_within(each.verifier)]
+    held = {id(t): tensor_bytes(t) for m in found for t in (*m.parameters(), *m.buffers())}
+    return round(sum(held.values()) / GB, 1)
 
 
 def _compiled(denoiser: Denoiser, prompt: str, batch_size: int, insist: bool) -> bool:

@@ -38,7 +38,7 @@ from experiment.stops import Stopped
 from experiment.store import RunStore, refuse_unwritable
 from experiment.tracker import asked_trackers
 from experiment.trackers import Trackers, tracked
-from pipelines.denoiser import Denoiser
+from pipelines.denoiser import Denoiser, named_denoisers
 from pipelines.loading import (
     check_dtype,
     choose_device,
@@ -51,7 +51,7 @@ from pipelines.loading import (
 )
 from pipelines.parts import kind_of, models_of
 from pipelines.placement import settle
-from pipelines.profiles import check_profile
+from pipelines.profiles import check_profile, copies_needed
 from pipelines.quantization import check_quantization
 from utils import (
     UserError,
@@ -291,10 +291,11 @@ def load(
         gradient=config.climbs,
         take_turns=config.use_low_gpu_vram and bool(beside),
         others=[judge.offload for judge in beside],
+        copies=copies_needed(config.engine_args.profile, named_denoisers(pipe), device),
     )
     denoiser = Denoiser(pipe, call.args, residence)
     denoiser.use_attention(attention)
-    check_profile(config.engine_args.profile, (), residence.placement.offload)
+    check_profile(config.engine_args.profile, (), residence.placement.offload, settled=True)
     engine = config.engine_args
     denoiser.use_profile(engine.profile, engine.quantization, engine.cache_threshold)
 
@@ -305,7 +306,7 @@ def load(
     ran_on["placement"] = residence.described()
     ran_on["verifier_device"] = device_name(judging)
     ran_on["rubrics"] = {name: judge.rubric_hash for name, judge in asked.items()}
-    fitted = fit(config, planned, denoiser, device, call.build, ran_on, apart=apart)
+    fitted = fit(config, planned, denoiser, device, call.build, ran_on, apart=apart, beside=beside)
     return Engine(denoiser, verifier, judges, fitted.batch_size, ran_on, fitted.compiled)
 
 

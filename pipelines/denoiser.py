@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pipelines.attention import preferring
+from pipelines.developing import Developer, Undeveloped
 from pipelines.encoding import Encodings
 from pipelines.guidance import guiding
 from pipelines.labels import asked_class, by_class, class_count, class_number
@@ -60,12 +61,20 @@ class Denoised:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What people see of each candidate: a PIL image, or a video's list of PIL frames."""
+    """What people see of each candidate.
 
-    media: list[Any]
+    pictures: PIL images, or videos' lists of PIL frames, or what either is still to be made of.
+    """
+
+    pictures: list[Any]
     filtered: list[bool]  # blackened by the pipeline's own safety checker
     sound: list[bool]  # decoded to finite numbers
     again: list[bool]  # decoded a second time, in float32, for the decoder had overflowed
+
+    @functools.cached_property
+    def media(self) -> list[Any]:
+        """PIL images, or videos' lists of PIL frames: made when first asked for, out of turn."""
+        return [p.developed() if isinstance(p, Undeveloped) else p for p in self.pictures]
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -104,6 +113,7 @@ class Denoiser:
         self._encodings: Encodings | None = None
         self._expected: tuple[str, ...] = ()
         self.attention = "default"
+        self._developer = Developer(pipe)
         self._drafting = False
         self._cheap: Profile | None = None  # how drafts are denoised
         self._profiles = {True: "draft", False: "exact"}
@@ -171,9 +181,18 @@ class Denoiser:
 
         quantization: of the weights as loaded, which no image is exact with. threshold: of a cache.
         """
-        own = {id(module) for module in denoisers(self.pipe)}
-        parts = {n: m for n, m in self.pipe.components.items() if id(m) in own}
-        self._cheap = make_profile(name, self.pipe, parts, threshold)
+        parts = named_denoisers(self.pipe)
+        try:
+            self._cheap = make_profile(name, self.pipe, parts, threshold)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(
+                f"There is no room here for what engine_args.profile '{name}' needs: set it to"
+                " 'draft'."
+            ) from error
+        if self.residence is not None:
+            self.residence.accompanied(self.copies)
         drafts = "draft" if name == "exact" else name
         self._profiles = {True: drafts, False: quantization or "exact"}
 
@@ -197,6 +216,11 @@ class Denoiser:
     @property
     def twins(self) -> Sequence[torch.nn.Module]:
         """Copies of the denoisers that drafts are made by, where they are worth compiling."""
+        return self.copies if self._cheap is not None and self._cheap.compiles else ()
+
+    @property
+    def copies(self) -> Sequence[torch.nn.Module]:
+        """Copies of the denoisers that drafts are made by."""
         return () if self._cheap is None else self._cheap.copies
 
     @property
@@ -309,7 +333,7 @@ class Denoiser:
         with in_float32(self.pipe.vae):
             for i in again:  # one at a time: they take twice the room
                 one = self._decoded(prompt, latents[i : i + 1].float(), seeds[i : i + 1], steps)
-                decoded.media[i], decoded.filtered[i] = one.media[0], one.filtered[0]
+                decoded.pictures[i], decoded.filtered[i] = one.pictures[0], one.filtered[0]
                 decoded.sound[i], decoded.again[i] = one.sound[0], True
         return decoded
 
@@ -336,7 +360,7 @@ class Denoiser:
             for i in range(len(seeds))
         ]
         return Decoded(
-            [media for one in each for media in one.media],
+            [picture for one in each for picture in one.pictures],
             [flag for one in each for flag in one.filtered],
             [flag for one in each for flag in one.sound],
             [False] * len(seeds),
@@ -355,7 +379,7 @@ class Denoiser:
         """Decoded once, in the decoder's own number format."""
         output: dict[str, Any] = {}
         stretch = Stretch(steps, steps, latents, tuple(seeds), finish=True)
-        with watched(self.pipe, len(seeds)) as sound:
+        with watched(self.pipe, len(seeds)) as sound, self._developer.watching(output):
             self._run(prompt, stretch, output=output)
         values = list(output.values())
         flags = output.get("nsfw_content_detected") or [False] * len(seeds)
@@ -526,6 +550,12 @@ def denoisers(pipe: Any) -> list[torch.nn.Module]:
         for part in pipe.components.values()
         if isinstance(part, ModelMixin) and not hasattr(part, "decode")
     ]
+
+
+def named_denoisers(pipe: Any) -> dict[str, torch.nn.Module]:
+    """The same by their names in the pipeline."""
+    own = {id(module) for module in denoisers(pipe)}
+    return {name: part for name, part in pipe.components.items() if id(part) in own}
 
 
 def _only(name: str, value: Any) -> Any:

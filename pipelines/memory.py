@@ -270,7 +270,10 @@ def _needs(
     denoisers = [configs[part.name] for part in parts if part.kind == "denoiser"]
     denoiser = dict(denoisers[0]) if denoisers else {}
     name = next((part.name for part in parts if part.kind == "decoder"), None)
-    vae = None if name is None else Vae.of(classes[name], configs[name], dtype)
+    vae = None
+    if name is not None:
+        upcast = dtype == torch.float16 and _upcasts(build) and configs[name].get("force_upcast")
+        vae = Vae.of(classes[name], configs[name], torch.float32 if upcast else dtype)
     if vae is None:
         shape = Shape.of(arguments, denoiser, 8)
         return Needs(parts, batch, 0, None, None, False, chained)
@@ -289,6 +292,12 @@ def _needs(
         hasattr(vae.model, "use_slicing"),
         chained,
     )
+
+
+def _upcasts(build: Any) -> bool:
+    """Whether a pipeline decodes in fp32 where its VAE asks for it. Many take no notice: PixArt's
+    VAE asks as SDXL's does, and is run in fp16."""
+    return hasattr(build, "upcast_vae")
 
 
 def _patch(denoiser: Mapping[str, Any]) -> int:
@@ -324,12 +333,11 @@ class Vae:
     @classmethod
     def of(cls, build: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Vae | None:
         """The decoder, its ratios found by a trial; None for one that cannot be tried."""
-        upcast = config.get("force_upcast") and dtype == torch.float16
         channels = int(config.get("latent_channels") or config.get("z_dim") or 0)
         try:
             with torch.device("meta"):
                 model = build.from_config(dict(config)).eval()
-            nn.Module.to(model, torch.float32 if upcast else dtype)  # its own method warns
+            nn.Module.to(model, dtype)  # its own method warns
             video = any(isinstance(m, nn.Conv3d) for m in model.modules())
             tried = cls(model, channels, 1, None)
             made = tried.decoded((1, channels, 2, 8, 8) if video else (1, channels, 8, 8))

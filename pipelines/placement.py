@@ -6,12 +6,13 @@ Offloading is diffusers' own. Nothing here asks a pipeline for its name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from pipelines.memory import Decoding, Needs, Offload, Placement, free_memory, needs_of
+from pipelines.memory import Decoding, Needs, Offload, Part, Placement, free_memory, needs_of
 from pipelines.parts import kind_of
 from utils import UserError
 
@@ -32,6 +33,7 @@ class Residence:
         self._device = torch.device(device)
         self._away = False
         self._hooks: list[Any] = []
+        self._copies: Sequence[nn.Module] = ()
         _set_decoding(pipe, placement.vae)
         self._settle()
 
@@ -56,6 +58,10 @@ class Residence:
         if self.alone and self.placement.offload == "none" and not self._away:
             _move(self._staying(), torch.device("cpu"))
             self._away = True
+
+    def accompanied(self, copies: Sequence[nn.Module]) -> None:
+        """Copies of the pipeline's models come and go with it from now on."""
+        self._copies = copies
 
     @property
     def encoders_leave(self) -> bool:
@@ -101,7 +107,7 @@ class Residence:
 
     def _staying(self) -> list[nn.Module]:
         """The models that a placement without offloading keeps on the device."""
-        others = _models(self._pipe, text=False)
+        others = [*_models(self._pipe, text=False), *self._copies]
         return others if self._hooks else others + _models(self._pipe, text=True)
 
 
@@ -116,12 +122,13 @@ def settle(
     gradient: bool = False,
     take_turns: bool = False,
     others: Sequence[Callable[[], None]] = (),
+    copies: Sequence[Part] = (),
 ) -> Residence:
     """Choose a placement by what is needed and what is free, and put the pipeline there.
 
     gradient: the search differentiates through pipeline and verifier, so both must stay.
     take_turns: pipeline and verifiers do not share the device, unless all of them fit. others: make
-    the verifiers, which are there already, leave the device.
+    the verifiers, which are there already, leave the device. copies: what is to come beside it.
     """
     if torch.device(device).type == "cpu":
         offload, take_turns = "none", False
@@ -139,6 +146,7 @@ def settle(
         placement = Placement(offload, "plain" if vae == "auto" else vae)
         return Residence(pipe, device, placement, alone=take_turns)
     needs = needs_of(pipe, call_args, batch)
+    needs = replace(needs, parts=(*needs.parts, *copies))
     placement = needs.choose(offload, vae, free)
     alone = take_turns and not _together(needs, placement, offload, free)
     if alone:

@@ -34,7 +34,7 @@ def watched(pipe: Any, rows: int) -> Iterator[list[bool]]:
 
         return look
 
-    with _replaced(vae, {"decode": wrapped(vae.decode)}):
+    with replaced(vae, {"decode": wrapped(vae.decode)}):
         yield sound
 
 
@@ -55,7 +55,7 @@ def in_float32(vae: Any) -> Iterator[None]:
     methods = {name: _fed_float32(getattr(vae, name)) for name in ("encode", "decode")}
     vae.to(dtype=torch.float32)
     try:
-        with _replaced(vae, methods):
+        with replaced(vae, methods):
             yield
     finally:
         vae.to(dtype=dtype)
@@ -72,15 +72,15 @@ def _fed_float32(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def _replaced(module: Any, methods: dict[str, Any]) -> Iterator[None]:
-    """Instance attributes of a module, for a while."""
-    before = {name: module.__dict__[name] for name in methods if name in module.__dict__}
-    module.__dict__.update(methods)
+def replaced(thing: Any, methods: dict[str, Any]) -> Iterator[None]:
+    """Instance attributes, for a while."""
+    before = {name: thing.__dict__[name] for name in methods if name in thing.__dict__}
+    thing.__dict__.update(methods)
     try:
         yield
     finally:
         for name in methods:
             if name in before:
-                module.__dict__[name] = before[name]
+                thing.__dict__[name] = before[name]
             else:
-                module.__dict__.pop(name)
+                thing.__dict__.pop(name)

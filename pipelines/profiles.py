@@ -20,17 +20,22 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from pipelines.quantization import stored_in_fp8
+from pipelines.memory import Part
+from pipelines.quantization import kept_from_fp8, stored_in_fp8
 from utils import UserError
 
 THRESHOLD = 0.08  # ParaAttention's for FLUX.1-dev at 28 steps
 
 
 class Profile(Protocol):
-    """How drafts are denoised. alone: one at a time. copies: models made for them, to compile."""
+    """How drafts are denoised.
+
+    alone: one at a time. copies: models made for them. compiles: whether those are worth it.
+    """
 
     alone: bool
     copies: Sequence[nn.Module]
+    compiles: bool
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -51,6 +56,7 @@ class Cached:
 
     alone = True
     copies: Sequence[nn.Module] = ()
+    compiles = False
 
     def __init__(self, denoisers: Mapping[str, nn.Module], threshold: float = THRESHOLD) -> None:
         self._denoisers: list[Any] = list(denoisers.values())
@@ -98,8 +104,10 @@ class Fp8:
         self._exact = dict(denoisers)
         self._copies = {name: _in_fp8(model) for name, model in denoisers.items()}
         # Without torchao each layer has a hook, which the compiler takes for a case of its own.
-        compiles = all(_torchao(next(model.parameters()).device) for model in denoisers.values())
-        self.copies: Sequence[nn.Module] = list(self._copies.values()) if compiles else ()
+        self.compiles = all(
+            _torchao(next(model.parameters()).device) for model in denoisers.values()
+        )
+        self.copies: Sequence[nn.Module] = list(self._copies.values())
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -119,8 +127,11 @@ class Fp8:
 
 
 def _in_fp8(model: Any) -> nn.Module:
-    """A copy: the hooks that count rows come along."""
-    twin = copy.deepcopy(model)
+    """A copy that shares the weights which it does not keep in fp8, so that there is never more
+    than one layer twice; the hooks that count rows come along."""
+    shared = {id(w): nn.Parameter(w.detach(), requires_grad=False) for w in model.parameters()}
+    shared |= {id(b): b.detach() for b in model.buffers()}
+    twin = copy.deepcopy(model, shared)
     twin.__dict__.pop("forward", None)  # compiled, it would be the first one's
     if not _torchao(next(model.parameters()).device):
         stored_in_fp8(twin, model.dtype)
@@ -134,6 +145,28 @@ def _in_fp8(model: Any) -> nn.Module:
     )
     torchao.quantize_(twin, products)
     return twin
+
+
+def copies_needed(name: str, denoisers: Mapping[str, nn.Module], device: str) -> tuple[Part, ...]:
+    """What a profile's copies will take on a device beside the models themselves."""
+    if name != "fp8":
+        return ()
+    products = _torchao(torch.device(device))
+    found = []
+    for part, model in denoisers.items():
+        layers = [_in_fp8_bytes(model, *each, products=products) for each in model.named_modules()]
+        found.append(Part(f"{part} in fp8", "other", sum(layers), max(layers)))
+    return tuple(found)
+
+
+def _in_fp8_bytes(model: nn.Module, name: str, layer: nn.Module, *, products: bool) -> int:
+    """Bytes of a layer's own weights in a copy. products: torchao's, of linear layers alone, with
+    a scale in fp32 for each output at the most."""
+    if products:
+        return layer.weight.numel() + 4 * len(layer.weight) if isinstance(layer, nn.Linear) else 0
+    if kept_from_fp8(model, name):
+        return 0
+    return sum(weight.numel() for weight in layer.parameters(recurse=False))
 
 
 def _torchao(device: torch.device) -> bool:
@@ -157,12 +190,22 @@ def make_profile(
     return Fp8(pipe, denoisers) if name == "fp8" else None
 
 
-def check_profile(name: str, denoisers: Sequence[type], offload: str) -> None:
-    """Refuse what a profile cannot do, before any weight loads. offload: as the config asks."""
+def check_profile(
+    name: str, denoisers: Sequence[type], offload: str, *, settled: bool = False
+) -> None:
+    """Refuse what a profile cannot do, before any weight loads.
+
+    offload: as the config asks, or, settled, as there was room for.
+    """
     for each in denoisers if name == "cached" else ():
         if not hasattr(each, "enable_cache"):
             raise UserError(uncached(each.__name__))
     if name in ("cached", "fp8") and offload not in ("auto", "none"):
+        if settled:
+            raise UserError(
+                f"There is no room here for what engine_args.profile '{name}' needs in place: set"
+                " it to 'draft', or take smaller batches or a larger GPU."
+            )
         raise UserError(
             f"engine_args.profile '{name}' needs the denoiser in place: set engine_args.offload to"
             " 'none', or the profile to 'draft'."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from benchmarks import gpu, report_gpu, vlm
 from benchmarks.busy import covered
 from benchmarks.device import fresh_compiler, graphs, recompilations
-from benchmarks.gpu_results import Record, bars, read_all
+from benchmarks.gpu_results import RECOMPILATIONS, Record, bars, read_all
 from benchmarks.loaded import Bench
+from pipelines.denoiser import denoisers
 from utils import UserError
 
 MACHINE = {"device": "a GPU", "packages": {"torch": "2", "diffusers": "0"}, "git_revision": None,
@@ -30,7 +32,8 @@ def record(folder: Path, name: str = "sd1.5", *, tiny: bool = False) -> Record:
     """As a first call leaves it: one part fast enough, one memory off, and no judge yet."""
     made = Record(folder, name, tiny)
     made.add("plain", part(2.0, way="eager"))
-    made.add("compiled", part(0.2, peak_gb=6.0, expected_peak_gb=5.0, graphs=1, recompilations=0))
+    made.add("compiled", part(0.2, peak_gb=6.0, expected_peak_gb=5.0, graphs=1))
+    made.add("graphs", {"graphs": 3, "recompilations": 2, "machine": MACHINE})
     made.add("eager", part(0.5, way="eager", peak_gb=5.2, expected_peak_gb=5.0))
     return made
 
@@ -48,7 +51,8 @@ def test_flux_has_bars_of_its_own(tmp_path: Path) -> None:
     made = Record(tmp_path, "flux.1-dev", False)
     made.add("eager", part(7.0, way="eager"))
     made.add("fp8", part(4.4))
-    made.add("judged", part(7.5, busy_share=0.96, recompilations=3))
+    made.add("judged", part(7.5, busy_share=0.96))
+    made.add("graphs", {"graphs": 8, "recompilations": 3, "machine": MACHINE})
     held = {figure.name: figure.holds for figure in bars(made.found)}
     assert held == {
         "flux.1-dev, exact": False,
@@ -66,7 +70,7 @@ def test_parts_of_several_calls_come_together(tmp_path: Path) -> None:
     Record(second, "sd1.5", False).add("fp8", part(0.1))
     Record(second, "sd1.5", False).add("judged", part(0.3, busy_share=0.98))
     parts = read_all([first, second])["sd1.5"]["parts"]
-    assert set(parts) == {"plain", "compiled", "eager", "fp8", "judged"}
+    assert set(parts) == {"plain", "compiled", "graphs", "eager", "fp8", "judged"}
     assert parts["compiled"]["times_as_fast"] == 10
     record(tmp_path, tiny=True)
     with pytest.raises(UserError, match="another size"):
@@ -103,13 +107,24 @@ def test_time_that_two_models_work_counts_once() -> None:
     assert covered([], until=1) == 0
 
 
+def plus_one(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
+
+
+def plus_two(x: torch.Tensor) -> torch.Tensor:
+    return x + 2
+
+
 @pytest.mark.slow
 def test_a_recompilation_is_no_first_graph() -> None:
     fresh_compiler()
-    compiled = torch.compile(lambda x: x + 1, backend="eager")
+    one, other = (torch.compile(each, backend="eager") for each in (plus_one, plus_two))
     for side in (2, 3):
-        compiled(torch.ones(side))
-    assert (graphs(), recompilations()) == (2, 1)
+        one(torch.ones(side))
+        other(torch.ones(side))
+    assert (graphs(), recompilations()) == (4, 1)  # of each function
+    one(torch.ones(1))
+    assert (graphs(), recompilations()) == (5, 2)
     fresh_compiler()
     assert (graphs(), recompilations()) == (0, 0)
 
@@ -139,6 +154,47 @@ def test_a_part_that_fails_is_told_and_the_next_is_measured(
     assert "not begun" in capsys.readouterr().out
 
 
+def test_where_compiling_fails_the_rest_is_measured_eager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def failing(self: Bench) -> float:
+        tried.append(1)
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(Bench, "compile", failing)
+    parts = ["compiled", "elsewhere", "judged", "graphs"]
+    argv = ["--tiny", "--device", "cpu", "--output_dir", str(tmp_path), "--pipelines", "sd1.5"]
+    assert gpu.main([*argv, "--parts", *parts]) == 1
+    found = read_all([tmp_path])["sd1.5"]["parts"]
+    assert len(tried) == 1
+    for each in ("compiled", "graphs"):
+        assert found[each]["failed"] == "RuntimeError: Failed to find C compiler"
+    for each in ("elsewhere", "judged"):
+        assert found[each]["way"] == "eager" and found[each]["busy_share"] > 0
+        assert found[each]["uncompiled"] == found["compiled"]["failed"]
+        assert "compile_seconds" not in found[each]
+
+
+def test_the_count_of_recompilations_can_fail(tmp_path: Path) -> None:
+    """A denoiser whose graph is one for each number of rows: a plain search has one of them."""
+    fresh_compiler()
+    bench = Bench.load("pixart-sigma", "cpu", tiny=True)
+    bench.work = replace(bench.work, batch=4)
+    (model,) = denoisers(bench.pipe)
+    forward = model.forward
+
+    def each_its_own(hidden: torch.Tensor, **more: Any) -> Any:
+        return forward(hidden * (1 + 0 * len(hidden)), **more)
+
+    model.forward = torch.compile(each_its_own, backend="eager", dynamic=False)
+    found = bench.graphs()
+    assert found["batch_sizes"] == [4, 2, 1]
+    assert found["recompilations"] > RECOMPILATIONS
+    fresh_compiler()
+
+
 def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["--pipelines", "flux", "--device", "cpu"]) == 2
     assert "flux.1-dev" in capsys.readouterr().err
@@ -160,7 +216,8 @@ def test_every_part_runs_on_small_models(
             assert parts[each]["images"] == 8 and parts[each]["unscored"] == 0
             assert 0 < parts[each]["made_share"] <= parts[each]["busy_share"] <= 1
             assert parts[each]["share_of_floor"] is None  # that of the full size
-        assert parts["compiled"]["recompilations"] <= 2 and parts["compiled"]["graphs"] > 0
+        assert 0 < parts["compiled"]["graphs"] < parts["graphs"]["graphs"]
+        assert 0 < parts["graphs"]["recompilations"] <= RECOMPILATIONS
         assert parts["judged"]["judge"]["answered_tokens"] > 0
         assert parts["fp8"]["quantized_layers"] > 0
         assert f"{name}, all that is measured" in printed

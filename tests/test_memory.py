@@ -118,6 +118,29 @@ def test_full_size_flux_is_foreseen(tmp_path: Path) -> None:
     assert chosen == {24: "group", 48: "none, VAE slicing", 80: "none"}
 
 
+@pytest.mark.parametrize("name", ["pixart", "sdxl"])
+def test_decoding_is_foreseen_in_the_format_that_the_pipeline_decodes_in(name: str) -> None:
+    """Both VAEs ask for fp32; PixArt's pipeline takes no notice."""
+    family = FAMILIES[name]
+    pipe = family.build()
+    channels = pipe.vae.config.latent_channels
+    pipe.vae.post_quant_conv = nn.Conv2d(channels, channels, 1)  # SDXL's pipeline counts on it
+    pipe.vae.register_to_config(force_upcast=True, use_post_quant_conv=True)
+    whole = needs_of(pipe, family.call_args, 2).decoding
+    half = needs_of(pipe.to(torch.float16), family.call_args, 2).decoding
+    seen = []
+
+    def noted(_: Any, args: tuple[torch.Tensor, ...], __: Any) -> None:
+        seen.append(args[0].dtype)
+
+    pipe.vae.decoder.register_forward_hook(noted)
+    denoiser = Denoiser(pipe, family.call_args)
+    latents = denoiser.draw("a red circle", (0,)).latents
+    denoiser._decoded("a red circle", latents, (0,), denoiser.steps("a red circle"))
+    assert whole and half == (whole if seen[0] == torch.float32 else whole // 2)
+    assert seen == [torch.float32 if name == "sdxl" else torch.float16]
+
+
 def test_t5_keeps_its_wide_layers_in_fp32_beside_fp16(tmp_path: Path) -> None:
     found = weights(full_size("pixart-sigma", tmp_path))["text_encoder"]
     assert found == pytest.approx(2 * 4.762e9 + 2 * 24 * 4096 * 10240, rel=1e-3)

@@ -17,8 +17,11 @@ from benchmarks.profiles import agreement
 from experiment.config import parse_config
 from experiment.records import read_candidates
 from experiment.runner import load, plan
-from pipelines.denoiser import Denoiser, denoisers
+from pipelines.denoiser import Denoiser, denoisers, named_denoisers
 from pipelines.loading import load_pipeline
+from pipelines.memory import HEADROOM, Placement, needs_of
+from pipelines.placement import Residence, settle
+from pipelines.profiles import check_profile, copies_needed
 from tests.test_run import config, ran, rows_of
 from utils import UserError
 
@@ -197,3 +200,40 @@ def test_a_copy_of_a_compiled_denoiser_is_its_own() -> None:
     with made._cheap.on():
         (twin,) = denoisers(made.pipe)
     assert twin is not unet and twin.forward.__self__ is twin
+
+
+def test_an_fp8_copy_shares_what_it_keeps_and_takes_what_was_foreseen() -> None:
+    pipe = load_pipeline(FLUX, "bf16", "cpu")
+    made = Denoiser(pipe, CALL, settle(pipe, "cpu", CALL, 2))
+    parts = named_denoisers(pipe)
+    (foreseen,) = copies_needed("fp8", parts, "cpu")
+    assert copies_needed("draft", parts, "cpu") == ()
+    before = {name: weight.clone() for name, weight in parts["transformer"].named_parameters()}
+    made.use_profile("fp8")
+    own = {weight.data_ptr() for weight in parts["transformer"].parameters()}
+    fresh = [w for w in made.copies[0].parameters() if w.data_ptr() not in own]
+    assert {w.dtype for w in fresh} == {torch.float8_e4m3fn}
+    assert sum(w.numel() for w in fresh) == foreseen.weights > 0
+    for name, weight in parts["transformer"].named_parameters():
+        assert torch.equal(weight, before[name]) and weight.dtype == torch.bfloat16
+
+
+def test_an_fp8_copy_is_planned_and_moves_with_its_pipeline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe = load_pipeline(FLUX, "bf16", "cpu")
+    copies = copies_needed("fp8", named_denoisers(pipe), "cpu")
+    needs = needs_of(pipe, CALL, 2)
+    room = int(needs.peak(Placement()) * HEADROOM) + 1  # for all but the copy
+    monkeypatch.setattr("pipelines.placement.free_memory", lambda _: room)
+    plain, crowded = (
+        settle(load_pipeline(FLUX, "bf16", "cpu"), "meta", CALL, 2, offload="none", copies=each)
+        for each in ((), copies)
+    )
+    assert plain.placement == Placement() != crowded.placement
+    with pytest.raises(UserError, match="no room"):
+        check_profile("fp8", (), "model", settled=True)
+    alone = Residence(pipe, "cpu", Placement(), alone=True)
+    made = Denoiser(pipe, CALL, alone)
+    made.use_profile("fp8")
+    assert made.copies[0] in alone._staying()

@@ -116,6 +116,27 @@ def test_while_one_process_measures_the_others_wait_for_its_answer(
     assert [each.result() for each in asked] == [2] * 4 and times == [0]
 
 
+def test_a_size_is_remembered_for_those_who_share_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In GB of weights, here of so few bytes that a small verifier counts."""
+    keys: list[Any] = []
+
+    def remembered(_: Any, __: str, machine: Any) -> int:
+        keys.append(json.dumps(machine, sort_keys=True, default=str))
+        return 2
+
+    monkeypatch.setattr("experiment.fitting.GB", 10**6)
+    monkeypatch.setattr("experiment.fitting.measures_batches", lambda *_: True)
+    monkeypatch.setattr("experiment.fitting.remembered_size", remembered)
+    clip = {"name": "clip", "model_name": "shapes/models/shapes-clip"}
+    contrast, brightness = {"name": "contrast"}, {"name": "tests.graders:Brightness"}
+    for verifier, judges in ((contrast, []), (brightness, []), (clip, []), (contrast, [clip])):
+        asked = parse_config(config(verifier_args=verifier, judges=judges))
+        load(asked, plan(asked))
+    assert keys[0] == keys[1] != keys[2] == keys[3]
+
+
 def test_only_images_on_a_gpu_are_measured() -> None:
     asked, images = parse_config(config(batch_size_for_img_gen=None)), FluxPipeline
     assert measures_batches(asked, "cuda:0", images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -98,11 +99,34 @@ def test_a_verifier_that_takes_no_turns_has_the_device_throughout() -> None:
     assert Neighbor(Plain(), "plain", "brightness", turn).score([item])[0].status == "ok"
 
 
-def test_an_ensemble_takes_turns_if_all_of_its_members_do() -> None:
-    members: list[dict[str, Any]] = [{"name": "clip", **CLIP}, {"name": "contrast"}]
-    other = {"name": "tests.graders:Brightness"}
-    assert make_verifier("ensemble", None, {"verifiers": members}).takes_turns
-    assert not make_verifier("ensemble", None, {"verifiers": [*members, other]}).takes_turns
+class Holding(Brightness):
+    """Says whether the turn was held while it judged."""
+
+    turn: ClassVar[Turn]
+    held: ClassVar[list[tuple[str, bool]]] = []
+
+    def score(self, items: Any) -> list[Score]:
+        self.held.append((type(self).__name__, self.turn.held))
+        return super().score(items)
+
+
+class Elsewhere(Holding):
+    @property
+    def remote(self) -> bool:
+        return True
+
+
+def test_an_ensemble_needs_the_device_for_those_members_alone_that_do() -> None:
+    """Not while an API thinks, whoever else is asked."""
+    members = [{"name": f"tests.test_turns:{name}"} for name in ("Holding", "Elsewhere")]
+    ensemble = make_verifier("ensemble", None, {"verifiers": [*members, {"name": "contrast"}]})
+    assert not ensemble.remote
+    asked: Any = importlib.import_module("tests.test_turns").Holding  # as it was found by name
+    turn = asked.turn = Turn()
+    item = Item(Image.new("RGB", (2, 2)), "a")
+    beside = Neighbor(ensemble.verifier, "ensemble", "ensemble_score", turn)
+    assert beside.score([item])[0].status == "ok"
+    assert asked.held == [("Holding", True), ("Elsewhere", False)]
 
 
 class Slow(Brightness):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,31 @@ def test_a_checkpoints_own_sampling_is_not_followed(checkpoint: str) -> None:
     config = loaded(Qwen, checkpoint)._vlm.model.generation_config
     assert not config.repetition_penalty and not config.do_sample
     assert not torch._dynamo.config.suppress_errors
+
+
+def test_an_answer_compiles_nothing_and_leaves_other_threads_compiled(checkpoint: str) -> None:
+    """A denoiser on another device goes on with its graphs while this one writes."""
+    grader, ran = loaded(Qwen, checkpoint, mode="scores_only"), []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        def counted(*values: Any) -> Any:
+            ran.append(1)
+            return graph.forward(*values)
+
+        return counted
+
+    compiled, one = torch.compile(lambda x: x * 2 + 1, backend=backend), torch.ones(3)
+    compiled(one)
+    before, graphs = len(ran), torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with ThreadPoolExecutor(1) as pool:
+
+        def elsewhere(*_: Any) -> None:
+            pool.submit(compiled, one).result()
+
+        grader._vlm.model.register_forward_pre_hook(elsewhere)
+        grader.score(items()[:1])
+    assert len(ran) - before > 20  # one a token
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
 @pytest.mark.parametrize("build", [Qwen, Vqa])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import Any, ClassVar, Literal
 
 from utils import UserError, free_name
 from verifiers.base import BaseVerifier, Chosen, Item, Score
+from verifiers.turns import on_device
 
 METRIC = "ensemble_score"
 
@@ -69,7 +71,7 @@ class Ensemble(BaseVerifier):
 
     @property
     def takes_turns(self) -> bool:
-        return all(member.takes_turns for member in self._members.values())
+        return True  # member by member
 
     @property
     def ordinal(self) -> bool:
@@ -89,12 +91,16 @@ class Ensemble(BaseVerifier):
             member.load(device)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        answers = {
-            key: member.score([item.of(key) for item in items])
-            for key, member in self._members.items()
-        }
+        answers = {key: self._asked(key, items) for key in self._members}
         return [self._joined({key: given[i] for key, given in answers.items()})
                 for i in range(len(items))]  # fmt: skip
+
+    def _asked(self, key: str, items: Sequence[Item]) -> list[Score]:
+        """A member's answers; nobody waits for the device while another machine thinks."""
+        member = self._members[key]
+        alone = member.remote or member.takes_turns
+        with nullcontext() if alone else on_device():
+            return member.score([item.of(key) for item in items])
 
     def chose(self, item: Item) -> None:
         for member in self._members.values():

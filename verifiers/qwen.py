@@ -88,8 +88,6 @@ class Qwen(VlmVerifier):
         how = {"temperature": self.temperature, "top_k": 0} if draws else {}
         self._grammar.reset()
         with (
-            # The grammar's mask is a handful of small operations: compiling them takes seconds.
-            torch.compiler.set_stance("force_eager"),
             # Grading must not move anyone's global noise.
             torch.random.fork_rng(range(torch.cuda.device_count()), enabled=draws),
             warnings.catch_warnings(),
@@ -147,10 +145,17 @@ def json_grammar(vlm: Vlm, schema: dict[str, Any]) -> Any:
     llguidance works out its masks as it goes. outlines' own index is worked out beforehand, and
     holds every token for every character an explanation may have: gigabytes and a minute.
     """
+    import llguidance.torch as masks
     import outlines
+    import torch
     import torch._dynamo as dynamo
     from outlines.types import JsonSchema
 
+    # A handful of small operations, which take seconds to compile. To set the compiler's stance
+    # around an answer would stop every thread's graphs: those of a denoiser on another device.
+    masks.apply_token_bitmask_inplace_kernel = torch.compiler.disable(
+        masks.apply_token_bitmask_inplace_kernel
+    )
     silent = dynamo.config.suppress_errors
     model = outlines.from_transformers(vlm.model, vlm.processor.tokenizer)
     generator: Any = outlines.Generator(model, JsonSchema(json.dumps(schema)), backend="llguidance")
