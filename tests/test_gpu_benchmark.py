@@ -154,6 +154,7 @@ def test_a_part_that_fails_is_told_and_the_next_is_measured(
     assert "not begun" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_where_compiling_fails_the_rest_is_measured_eager(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -586,6 +586,7 @@ def picture(pipe: Any) -> np.ndarray:
     return np.asarray(images[0])
 
 
+@pytest.mark.slow
 def test_fp8_halves_the_denoiser_and_hardly_moves_the_picture() -> None:
     plain = load_pipeline(FLUX, "bf16", None)
     stored = load_pipeline(FLUX, "bf16", None, quantization="fp8")

@@ -83,6 +83,7 @@ def test_renders_are_right_by_their_captions() -> None:
     assert np.mean([verdict.right for verdict in verdicts]) >= 0.99
 
 
+@pytest.mark.slow
 def test_hard_negatives_are_wrong_unless_they_are_true() -> None:
     # A negative made up from nothing can be true of its scene: "a red star" of a scene with one
     # small red star says less than the caption, not something else. Such are judged by the scene.
