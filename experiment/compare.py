@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def _cells(config: CompareConfig, label: str, seed: int, folder: Path) -> Iterat
     once = _same_at_any(experiments[largest], plans[largest].steps)
     groups = [config.budgets] if once else [(budget,) for budget in config.budgets]
     for budgets in groups:
-        yield Cell(
+        cell = Cell(
             label=label,
             config=experiments[budgets[-1]],
             planned=plans[budgets[-1]],
@@ -142,6 +142,24 @@ def _cells(config: CompareConfig, label: str, seed: int, folder: Path) -> Iterat
             ceilings=config.ceilings if label == next(iter(config.methods)) else (),
             folder=folder / path_part(label) / f"nfe{budgets[-1]}_s{seed}",
         )
+        yield (_answered(config, cell) if once else None) or cell
+
+
+def _answered(config: CompareConfig, cell: Cell) -> Cell | None:
+    """A run of the same method to a larger budget that answers for these too, if there is one."""
+    for path in cell.folder.parent.glob(f"nfe*_s{cell.seed}"):
+        number = path.name.removeprefix("nfe").split("_")[0]
+        if not number.isdecimal() or int(number) <= cell.budget:
+            continue
+        larger = replace(
+            cell, config=config.experiment(cell.label, int(number), cell.seed), folder=path
+        )
+        try:
+            if larger.done().keys() >= _indices(cell):
+                return larger
+        except UserError:  # of another config, or damaged: it answers for nothing
+            continue
+    return None
 
 
 def _planned(label: str, config: ExperimentConfig) -> Plan:

@@ -175,6 +175,15 @@ def test_an_interrupted_comparison_goes_on_to_the_same_table(
     assert len(list(folder.rglob("*.png"))) == len(list(finished.rglob("*.png")))
 
 
+def test_a_run_to_a_larger_budget_answers_for_smaller_ones(finished: Path, tmp_path: Path) -> None:
+    """Of a method that does the same whatever its budget; also for fewer prompts than it did."""
+    root = tmp_path / "root"
+    shutil.copytree(finished, root / "compare" / "quick")
+    assert compare(quick(budgets=[8], num_prompts=1), str(root)).whole
+    runs = {path.name for path in (root / "compare" / "quick" / "random").iterdir()}
+    assert runs == {"nfe20_s0"}
+
+
 def test_what_an_earlier_version_ran_counts_on(finished: Path, tmp_path: Path) -> None:
     """An option that has come since is at its default there; another value is another config."""
     root = tmp_path / "root"
