@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 DEMO = output/demo
 # Every test runs on one thread, so a process a core.
-TEST = $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+TEST = $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist
 
 .PHONY: demo test slow fuzz check format schema bench
 
@@ -13,13 +13,13 @@ demo: $(VENV)/ready  ## search for two prompts on the bundled model, then draw t
 	$(RUN) process_results.py --path="$$(ls -d $(DEMO)/shapes-flux/clip/clip_score/*/ | tail -n 1)"
 
 test: $(VENV)/ready  ## the default tests
-	$(TEST)
+	$(TEST) loadfile
 
 slow: $(VENV)/ready  ## the tests that take longer
-	$(TEST) -m slow
+	$(TEST) worksteal -m slow
 
 fuzz: $(VENV)/ready  ## thousands of damaged configs, prompt files and run folders, other ones each time
-	$(TEST) -m fuzz
+	$(TEST) loadfile -m fuzz
 
 check: $(VENV)/ready  ## style and types
 	$(RUN) -m ruff check .

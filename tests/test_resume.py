@@ -160,10 +160,11 @@ def test_the_other_bundled_pipeline_goes_on_to_the_same_bytes_too(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["draft", "steering", "zero-order"])
-def test_a_run_killed_at_any_write_goes_on_to_the_same_bytes(
+def test_a_run_killed_at_any_third_write_goes_on_to_the_same_bytes(
     method: str, world: Callable[..., World]
 ) -> None:
-    assert runs_equal(world(**searching(method, images=3)), range) >= 40
+    made = world(**searching(method, images=3))
+    assert runs_equal(made, lambda n: range(1, n, 3)) >= 13
 
 
 def in_process(tmp_path: Path, *flags: str, **changes: Any) -> tuple[int, list[Path]]:
