@@ -111,7 +111,6 @@ class Denoiser:
         self.singly = False  # pictures are decoded one by one, for there was no room for more
         self._running: StepWindow | None = None
         self._encodings: Encodings | None = None
-        self._expected: tuple[str, ...] = ()
         self.attention = "default"
         self._developer = Developer(pipe)
         self._drafting = False
@@ -166,7 +165,8 @@ class Denoiser:
 
     def expect(self, prompts: Iterable[str]) -> None:
         """The prompts to come in their order: text encoders that visit the device serve several."""
-        self._expected = tuple(dict.fromkeys(prompts))
+        if self._encodings is not None:
+            self._encodings.expect(prompts)
 
     def use_attention(self, name: str) -> None:
         """Call the pipeline with this attention first from now on, its text encoders too."""
@@ -463,7 +463,7 @@ class Denoiser:
         if self.residence is not None:
             self.residence.enter()
         if self._encodings is not None:
-            self._encodings.expect(prompt, self._following(prompt))
+            self._encodings.text = prompt
         call = type(self.pipe).__call__
         if differentiable:
             call = inspect.unwrap(call)  # below diffusers' no_grad
@@ -478,10 +478,6 @@ class Denoiser:
             finally:
                 self._running = None
         return seen
-
-    def _following(self, prompt: str) -> Sequence[str]:
-        known = prompt in self._expected
-        return self._expected[self._expected.index(prompt) + 1 :] if known else self._expected
 
     def _batched(self, prompt: str, seeds: Sequence[int]) -> dict[str, Any]:
         """The call's arguments for a batch: its texts in lists, a generator for each seed."""

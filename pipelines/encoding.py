@@ -6,7 +6,7 @@ import functools
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,8 @@ class Encodings:
         self._residence = residence
         self._memory: OrderedDict[Any, Any] = OrderedDict()
         self._parked: OrderedDict[Any, Any] = OrderedDict()
-        self._expected: tuple[str, Sequence[str]] = ("", ())
+        self._expected: list[str] = []
+        self.text = ""  # the prompt in hand
         functools.update_wrapper(self, encode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -56,30 +57,29 @@ class Encodings:
         else:
             with torch.no_grad():
                 found = self._encode(*args, **kwargs)
-                self._look_ahead(args, kwargs)
+                self._look_ahead(key, args, kwargs)
             if self._residence is not None:
                 self._residence.encoded()
         self._memory[key] = found
         _bound(self._memory, REMEMBERED)
         return found
 
-    def expect(self, text: str, following: Sequence[str]) -> None:
-        """The prompt in hand, and those that will come after it."""
-        self._expected = (text, following)
+    def expect(self, prompts: Iterable[str]) -> None:
+        """The prompts to come, in their order."""
+        self._expected = list(dict.fromkeys(prompts))
 
     def forget(self) -> None:
         self._memory.clear()
         self._parked.clear()
 
-    def _look_ahead(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _look_ahead(self, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """What prompts to come will ask in place of this call, while the encoders are there."""
-        text, following = self._expected
         if self._residence is None or not self._residence.encoders_leave:
             return
-        for other in following[: AHEAD - 1]:
-            theirs = _swapped(args, text, other), _swapped(dict(kwargs), text, other)
+        for other in self._following():
+            theirs = _swapped(args, self.text, other), _swapped(kwargs, self.text, other)
             key = _frozen(theirs)
-            if key == _frozen((args, kwargs)) or key in self._memory or key in self._parked:
+            if key == own or key in self._memory or key in self._parked:
                 continue
             try:
                 found = self._encode(*theirs[0], **theirs[1])
@@ -88,6 +88,12 @@ class Encodings:
                 return
             self._parked[key] = _each(found, Tensor, lambda t: Parked(t.cpu(), t.device))
             _bound(self._parked, PARKED)
+
+    def _following(self) -> Sequence[str]:
+        """The next prompts after the one in hand."""
+        known = self.text in self._expected
+        begin = self._expected.index(self.text) + 1 if known else 0
+        return self._expected[begin : begin + AHEAD - 1]
 
 
 def _bound(memory: OrderedDict[Any, Any], size: int) -> None:
