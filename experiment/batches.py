@@ -21,6 +21,9 @@ class Preview:
     media: Sequence[Any] = ()
     rows: int = 0
 
+    def part(self, where: slice, rows: int) -> Preview:
+        return Preview(self.media[where], rows)
+
 
 @dataclass(frozen=True)
 class Moved:
@@ -31,12 +34,19 @@ class Moved:
     rows: int = 0
     gradient: Tensor | None = None
 
+    def part(self, where: slice, rows: int) -> Moved:
+        """Some of the candidates, which took so many of the rows."""
+        gradient = None if self.gradient is None else self.gradient[where]
+        candidates = self.candidates.select(range(len(self.candidates))[where])
+        return Moved(candidates, self.clean[where], rows, gradient)
+
 
 @dataclass(frozen=True)
 class Made:
     """A batch moved, and decoded where it is to be scored; not judged yet.
 
-    singly: whether pictures are decoded one by one from here on.
+    singly: whether pictures are decoded one by one from here on. together: candidates that were
+    made in one batch, those of other prompts included.
     """
 
     start: Candidates
@@ -44,7 +54,21 @@ class Made:
     before: Preview
     decoded: tuple[Decoded, list[bool]] | None
     seconds: float
-    singly: bool = False
+    singly: bool
+    together: int
+
+    def part(self, start: Candidates, begin: int) -> Made:
+        """The candidates from a position on that began as these."""
+        n, where = len(start), slice(begin, begin + len(start))
+        rows, before = (part.rows * n // self.together for part in (self.moved, self.before))
+        return replace(
+            self,
+            start=start,
+            moved=self.moved.part(where, rows),
+            before=self.before.part(where, before),
+            decoded=self.decoded and (self.decoded[0].part(where), self.decoded[1][where]),
+            seconds=self.seconds * n / self.together,
+        )
 
 
 @dataclass(frozen=True)
@@ -52,8 +76,8 @@ class Answered:
     """A batch as it came out: all that its rows, its pictures and the search are made of.
 
     media: pictures of finished candidates, None for others. batch_size: candidates that were
-    denoised together. paths: where in the run folder those are that are there already. singly:
-    whether pictures are decoded one by one from here on.
+    denoised together, those of other prompts included. paths: where in the run folder those are
+    that are there already. singly: whether pictures are decoded one by one from here on.
     """
 
     moved: Candidates

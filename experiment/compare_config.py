@@ -10,14 +10,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from experiment.config import (
     ExperimentConfig,
     Part,
-    VerifierArgs,
     load_config,
     read_json,
     sentence,
 )
+from experiment.listeners import listeners
 from utils import UserError, did_you_mean, free_name, path_part
-from verifiers import verifier_class
-from verifiers.base import BaseVerifier, metric_name
+from verifiers.base import metric_name
 
 OURS = ("seed", "budget", "search_args")  # of an experiment's keys, those that a comparison sets
 
@@ -100,12 +99,15 @@ def parse_compare_config(content: Mapping[str, Any]) -> CompareConfig:
 
 def _check_judges(config: CompareConfig) -> None:
     experiment = config.experiment(next(iter(config.methods)), config.budgets[-1], config.seeds[0])
-    for args in (experiment.verifier_args, *experiment.judges):
-        if judges_sets(args):
-            raise UserError(
-                f"'{args.name}' judges the images of all prompts together, so that one method's"
-                " would change another's scores: compare by another verifier."
-            )
+    for name in listeners(experiment):
+        raise UserError(
+            f"'{name}' judges the images of all prompts together, so that one method's would change"
+            " another's scores: compare by another verifier."
+        )
+    if experiment.engine_args.share_batches > 1:
+        raise UserError(
+            "A comparison searches for one prompt at a time: set engine_args.share_batches to 1."
+        )
     judges = metric_labels(experiment)[1:]
     for label in config.ceilings:
         if label not in judges:
@@ -115,15 +117,6 @@ def _check_judges(config: CompareConfig) -> None:
             f"The scores of '{experiment.verifier_args.name}' hold within one search only: give"
             " judges to compare by."
         )
-
-
-def judges_sets(args: VerifierArgs) -> bool:
-    """Whether a verifier's word on an image depends on those that were chosen before."""
-    members = args.options.get("verifiers")
-    if members is not None:
-        options = [{k: v for k, v in member.items() if k != "weight"} for member in members]
-        return any(judges_sets(VerifierArgs.model_validate(member)) for member in options)
-    return bool(verifier_class(args.name).chose is not BaseVerifier.chose)
 
 
 def metric_labels(config: ExperimentConfig) -> tuple[str, ...]:

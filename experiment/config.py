@@ -185,6 +185,13 @@ class EngineArgs(Part):
         "auto", description="prompts that take turns: one is judged while another is denoised"
     )
 
+    share_batches: int = Field(
+        1,
+        ge=1,
+        description="prompts whose candidates are denoised in the same batches, for searches that"
+        " ask for fewer than fit (changes last bits)",
+    )
+
     @field_validator("batch_size", "prompts_at_once")
     @classmethod
     def _positive(cls, value: int | str) -> int | str:
@@ -329,6 +336,15 @@ class ExperimentConfig(Part):
     def _one_way(self) -> Self:
         engine = self.engine_args
         refuse_contradiction(engine.profile, engine.quantization, self.search_args.build())
+        return self
+
+    @model_validator(mode="after")
+    def _one_clock(self) -> Self:
+        if self.engine_args.share_batches > 1 and self.budget.seconds is not None:
+            raise ValueError(
+                "engine_args.share_batches makes prompts wait for each other, so budget.seconds"
+                " would count their waiting: set it to 1"
+            )
         return self
 
     @model_validator(mode="after")

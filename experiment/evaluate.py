@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from experiment.ahead import Ahead, Batch
-from experiment.batches import Answered, Made, Moved, Preview
+from experiment.batches import Answered, Made
 from experiment.journal import Journal
+from experiment.lockstep import Seat
+from experiment.making import Order
 from experiment.overlap import one_behind
 from experiment.prompts import Prompt
 from experiment.stops import Stopped
 from pipelines.batching import ladder, spans
-from pipelines.denoiser import Decoded, Denoised, Denoiser
-from pipelines.gradient import climbed
+from pipelines.denoiser import Decoded, Denoiser
 from pipelines.memory_errors import free, out_of_memory
 from pipelines.placement import Residence
-from pipelines.sde import Sde
-from pipelines.space import LatentSpace, noised
+from pipelines.space import LatentSpace
 from search.core import Candidates, Rollout, Scored, joined
 from search.ledger import Cost, nfe_each
 from verifiers.base import Chosen, Item, Memory, Score
@@ -79,7 +79,8 @@ OUT_OF_MEMORY = (
 class Evaluator:
     """Evaluates one prompt's rollouts; `keep` is handed each batch as soon as it is scored.
 
-    journal: answers the batches that it knows, and keeps the others. coming: the wishes as they
+    journal: answers the batches that it knows, and keeps the others. seat: where batches are made.
+    coming: the wishes as they
     will be asked, where a search is blind to its answers. after: called after each batch
     that was not known; may raise, to stop here.
     values: every candidate's value as it stands now, by id; under a verifier that judges by the
@@ -95,8 +96,8 @@ class Evaluator:
         journal: Journal,
         keep: Keep,
         values: dict[int, float],
+        seat: Seat,
         *,
-        sde: Sde | None = None,
         coming: Iterator[Rollout] | None = None,
         after: Callable[[Sequence[Score]], None] = lambda scores: None,
     ) -> None:
@@ -110,7 +111,7 @@ class Evaluator:
         self._keep = keep
         self._after = after
         self.values = values
-        self._sde = sde
+        self._seat = seat
         self._ahead = Ahead(coming)
         self._named: set[int] = set()  # seeds that rows tell the making of
         # By schedule and step: ids and their scores.
@@ -144,12 +145,16 @@ class Evaluator:
             yield start, answered
             begin += len(start)
         while begin < n:
-            self.batch_size = self._journal.shrunk() or self.batch_size
+            if shrunk := self._journal.shrunk():
+                self.batch_size = shrunk
+                self._seat.leave()
             batch = self._batch(rollout, begin)
             known = self._journal.recall(rollout, batch.start)
             if known is None:
                 break
             self._denoiser.singly |= known.singly
+            order = self._order(rollout, batch.start)
+            self._seat.known(order, self.batch_size, known.batch_size)
             yield self._ahead.take(batch, known)
             begin += batch.counts[0]
         while begin < n:
@@ -207,6 +212,9 @@ class Evaluator:
             yield batch, made
             begin += batch.counts[0]
 
+    def _make(self, rollout: Rollout, start: Candidates) -> Made:
+        return self._seat.make(self._order(rollout, start), self.batch_size)
+
     def _put_by(self, rollout: Rollout, made: Made) -> Made:
         """A batch that will not be judged before others are made: an interruption must not cost
         it."""
@@ -224,6 +232,7 @@ class Evaluator:
         free()
         self.batch_size = next(size for size in ladder(self.batch_size) if size < self._tried)
         self._journal.shrink(self.batch_size)
+        self._seat.leave()
         logger.warning(
             "Out of memory with %d images at once: going on with %d.", self._tried, self.batch_size
         )
@@ -234,20 +243,24 @@ class Evaluator:
         residence = self._denoiser.residence
         return residence if residence is not None and residence.alone else None
 
-    def _make(self, rollout: Rollout, start: Candidates) -> Made:
-        """Denoise a batch, and decode it if it is to be scored."""
-        with self._denoiser.drafting(self._space.drafts[rollout.draft]):
-            return self._made(rollout, start)
+    def _order(self, rollout: Rollout, start: Candidates) -> Order:
+        return Order(
+            self._prompt.text,
+            rollout,
+            start,
+            self._space.steps,
+            self._space.drafts[rollout.draft],
+            self._preview_step(rollout),
+        )
 
-    def _made(self, rollout: Rollout, start: Candidates) -> Made:
-        started = time.monotonic()
-        early, before = self._previewed(rollout, start)
-        moved = self._climb(rollout, early) if rollout.gradient else self._denoise(rollout, early)
-        decoded = None
-        if rollout.score:
-            decoded = self._decode(moved.clean, start.seeds, self._last(rollout))
-        seconds = time.monotonic() - started
-        return Made(start, moved, before, decoded, seconds, self._denoiser.singly)
+    def _preview_step(self, rollout: Rollout) -> int | None:
+        """For candidates that will be finished, the step after which the share of noise first falls
+        below what the verifier names."""
+        share = self._verifier.preview_noise
+        finished = rollout.until == self._space.steps and not rollout.draft
+        if share is None or not (rollout.score and finished) or rollout.gradient:
+            return None
+        return self._space.step_below(share)
 
     def _judged(self, rollout: Rollout, made_batch: tuple[Batch, Made]) -> tuple[Batch, Answered]:
         """The batch with its scores, and the pictures worth keeping."""
@@ -273,7 +286,13 @@ class Evaluator:
             seconds=made.seconds + time.monotonic() - started,
         )
         return batch, Answered(
-            moved.candidates, moved.gradient, scores, media, cost, n, singly=self._denoiser.singly
+            moved.candidates,
+            moved.gradient,
+            scores,
+            media,
+            cost,
+            made.together,
+            singly=self._denoiser.singly,
         )
 
     def _entered(
@@ -294,74 +313,6 @@ class Evaluator:
         pool |= {entry.id: entry.score for entry in entries}
         places = self._verifier.pool_values(list(pool.values()))
         self.values |= dict(zip(pool, places, strict=True))
-
-    def _previewed(self, rollout: Rollout, start: Candidates) -> tuple[Candidates, Preview]:
-        """Candidates that will be finished, at the step whose clean estimate the verifier wants
-        to see beside the finished picture; others as they are."""
-        at = self._preview_step
-        finished = rollout.until == self._space.steps and not rollout.draft
-        wanted = rollout.score and finished and not rollout.gradient
-        if at is None or not wanted or start.step >= at:
-            return start, Preview()
-        moved = self._denoise(replace(rollout, until=at), start)
-        decoded, _ = self._decode(moved.clean, start.seeds, self._space.steps)
-        return moved.candidates, Preview(decoded.media, moved.rows)
-
-    @property
-    def _preview_step(self) -> int | None:
-        """The step after which the share of noise first falls below what the verifier names."""
-        share = self._verifier.preview_noise
-        return None if share is None else self._space.step_below(share)
-
-    def _denoise(self, rollout: Rollout, start: Candidates) -> Moved:
-        """The candidates at `until`, and the clean estimate there."""
-        if start.step == rollout.until:
-            return Moved(start, start.latents)
-        done = self._denoiser.denoise(
-            self._prompt.text,
-            noised(start).latents,
-            start.seeds,
-            start.step,
-            rollout.until,
-            rollout.guidance,
-            self._sde,
-        )
-        return Moved(_on(start, rollout.until, done), done.clean, done.rows)
-
-    def _climb(self, rollout: Rollout, start: Candidates) -> Moved:
-        """As `_denoise`, with the gradient of the verifier's value."""
-        done = climbed(
-            self._denoiser,
-            lambda pixels: self._verifier.score_pixels(pixels, self._prompt.text),
-            self._prompt.text,
-            noised(start).latents,
-            start.seeds,
-            start.step,
-            rollout.until,
-            self._last(rollout),
-            rollout.guidance,
-            self._sde,
-        )
-        there = done.denoised
-        moved = _on(start, rollout.until, there)
-        return Moved(moved, there.clean, there.rows, done.gradient)
-
-    def _last(self, rollout: Rollout) -> int:
-        """The last step of the schedule that a rollout is on."""
-        return rollout.draft or self._space.steps
-
-    def _decode(
-        self, latents: Tensor, seeds: Sequence[int], steps: int
-    ) -> tuple[Decoded, list[bool]]:
-        """Pictures, and which of them come from finite latents (a decoder makes nan black).
-
-        A decoder that overflowed has had a second try in float32 by now.
-        """
-        finite = [bool(row.isfinite().all()) for row in latents]
-        decoded = self._denoiser.decode(
-            self._prompt.text, latents.nan_to_num(0.0, 0.0, 0.0), seeds, steps
-        )
-        return decoded, finite
 
     def _judge(
         self,
@@ -398,7 +349,7 @@ class Evaluator:
             id=number,
             seed=start.seeds[i],
             step=rollout.until,
-            steps=self._last(rollout),
+            steps=rollout.draft or self._space.steps,
             parents=start.parents[i],
             recipe=self._recipe(start.seeds[i]),
             score=score,
@@ -412,10 +363,6 @@ class Evaluator:
             path=answered.paths[i],
             profile=self._denoiser.profile_of(bool(rollout.draft)),
         )
-
-
-def _on(start: Candidates, until: int, done: Denoised) -> Candidates:
-    return replace(start, latents=done.latents, step=until, noise_scale=done.noise_scale)
 
 
 def _noted(score: Score, again: bool) -> Score:

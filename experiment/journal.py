@@ -93,7 +93,7 @@ class Journal:
             [from_json(content) for content in line["scores"]],
             from_tensors(tensors, len(start)),
             Cost(**line["cost"]),
-            len(start),
+            line.get("together", len(start)),  # earlier versions kept none
             line["paths"],
             line.get("singly", False),
         )
@@ -123,6 +123,7 @@ class Journal:
                 "asked": _asked(rollout, start),
                 "scores": [as_json(score) for score in answered.scores],
                 "cost": asdict(answered.cost),
+                "together": answered.batch_size,
                 "tensors": name,
                 "devices": devices,
                 "paths": paths,
@@ -181,6 +182,7 @@ class Journal:
             (Decoded(from_tensors(tensors, len(start)), *flags), finite),
             line["seconds"],
             line.get("singly", False),
+            len(start),  # prompts that share batches put none by
         )
 
     def _write_media(self, rollout: Rollout, round: int, seed: int, media: Any) -> str | None:

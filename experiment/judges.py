@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from experiment.compare_config import judges_sets
 from experiment.config import VerifierArgs, read_json, sentence
 from experiment.late_judges import judge_key
+from experiment.listeners import judges_of_sets
 from utils import UserError
 from verifiers.base import Chosen, metric_name
 
@@ -105,7 +105,7 @@ def _judge(spec: Mapping[str, Any]) -> Judge:
     made = args.make()
     if made.preview_noise is not None:
         raise UserError(f"'{args.name}' wants previews, of which a finished run has none.")
-    if judges_sets(args):
+    if judges_of_sets(args):
         raise UserError(
             f"'{args.name}' judges images as a set: give --table --features instead, with"
             " --statistics for the Fréchet distance."

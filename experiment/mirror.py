@@ -23,10 +23,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from experiment.config import ExperimentConfig, ExportArgs
+from experiment.listeners import listeners
 from experiment.progress import done_lines
 from experiment.records import STATE, SUMMARY
 from experiment.shard_files import ShardStore
-from experiment.sharded import listeners
 from experiment.stops import Stopped
 from experiment.store import runs_of
 from experiment.tree import State, Tree, state_of

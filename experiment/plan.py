@@ -15,6 +15,7 @@ from torch import Tensor
 
 from experiment.calls import Call, asks_more, called, refuse_unfit, start_of
 from experiment.config import EngineArgs, ExperimentConfig, VerifierArgs
+from experiment.listeners import refuse_listeners
 from experiment.prompts import Prompt
 from experiment.speed import images_at_once, speed
 from pipelines.loading import load_scheduler, local_folder, local_steps, pipeline_index
@@ -128,6 +129,8 @@ def make_plan(config: ExperimentConfig, checkpoint: str, prompts: list[Prompt]) 
     """Work out a run's extent, and refuse what cannot work."""
     _refuse_flat(config)
     _refuse_ranks(config)
+    if config.engine_args.share_batches > 1:
+        refuse_listeners(config, "set engine_args.share_batches to 1")
     call = None
     local = local_folder(checkpoint)
     if local is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -127,3 +127,8 @@ def listed(texts: Iterable[Pair]) -> list[Prompt]:
         stems.add(stem.lower())
         prompts.append(Prompt(text, index, occurrence, stem, category))
     return prompts
+
+
+def grouped(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
+    """The prompts that keep company: so many in a row."""
+    return [prompts[begin : begin + size] for begin in range(0, len(prompts), size)]

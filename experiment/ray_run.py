@@ -16,6 +16,7 @@ from typing import Any
 
 from experiment.config import ExperimentConfig, RayArgs
 from experiment.interrupts import Interrupts
+from experiment.listeners import refuse_listeners
 from experiment.lock import waited_for
 from experiment.mirror import Mirror, Place, is_made
 from experiment.progress import remove_state
@@ -25,7 +26,6 @@ from experiment.ray_queue import LOST, Queue, placed
 from experiment.resume import config_of_run, finished, run_named, run_to_resume
 from experiment.runner import Ran, hint, plan, saved, tell_failed
 from experiment.shard_files import GATE, ShardStore, alone, clear_shard, merge
-from experiment.sharded import refuse_listeners
 from experiment.stops import Stopped
 from experiment.store import RunStore, refuse_unwritable
 from utils import ROOT, UserError
@@ -42,7 +42,12 @@ def run_on_ray(
 ) -> Ran:
     """Run the whole experiment, or go on with one, by the actors that `ray_args` asks for."""
     _ray()
-    refuse_listeners(config)
+    refuse_listeners(config, "run it without --executor ray")
+    if config.engine_args.share_batches > 1:
+        raise UserError(
+            "On Ray a pipeline searches for one prompt at a time: set engine_args.share_batches to"
+            " 1, or use --num_shards."
+        )
     planned = plan(config)
     config.verifier_args.build()
     output_dir = place.root

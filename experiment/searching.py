@@ -16,7 +16,10 @@ from experiment.evaluate import Evaluated, Evaluator
 from experiment.guests import seated
 from experiment.interrupts import Interrupts
 from experiment.journal import Journal
+from experiment.listeners import listens
 from experiment.lock import refuse_lost
+from experiment.lockstep import Alone, Company, Place, Seat, companies, whole
+from experiment.making import Maker
 from experiment.outcome import Failed, Outcome, report, summed_up
 from experiment.overlap import in_turn
 from experiment.plan import Plan
@@ -34,7 +37,7 @@ from search.core import Rollout, Search, adds_noise
 from search.ledger import Ledger
 from search.play import foreseen, play
 from utils import UserError, significant, write_atomically
-from verifiers.base import BaseVerifier, Chosen, Item, Score
+from verifiers.base import Chosen, Item, Score
 
 NO_SCORE = "no finished image has a score, see candidates.jsonl for reasons"
 REMOTE_AT_ONCE = 4  # a grader takes about as long as some batches do
@@ -66,11 +69,17 @@ class Experiment:
         self.planned = planned
         self.batch_size = batch_size
         self.trackers = trackers or Trackers((), store)
-        self.sde = Sde(**config.stochastic_args.model_dump())
         self.failed = 0  # prompts, once the run has ended
         self._tried_before: set[int] = set()  # prompts that failed in an earlier sitting
         self.watch = watch or Watch()
         self._halted = threading.Event()
+        sde = Sde(**config.stochastic_args.model_dump())
+        noisy = adds_noise(config.search_args.build())
+        self._maker = Maker(denoiser, self.verifier.score_pixels, sde if noisy else None)
+        self._companies: dict[int, Company] = {}
+        if self._company_size > 1:
+            self._refuse_alone()
+            denoiser.share(self._company_size)
 
     def run(self) -> None:
         """Search for every prompt in turn that is not done; the summary is written last."""
@@ -96,9 +105,13 @@ class Experiment:
         order = [*sorted(progress.summaries), *(prompt.index for prompt in left)]
         failed: dict[int, dict[str, Any]] = {}
         at_once = min(self._at_once, len(left)) or 1
+        self._keep_company(left)
         bar = tqdm(desc="prompts", total=len(left), disable=None, position=0)
-        with bar, closing(in_turn(left, self.tried, at_once, self._halted.set)) as tried:
-            for prompt, (outcome, reason) in tried:
+        with (
+            bar,
+            closing(in_turn(left, self._tried_in_company, at_once, self._halted.set)) as tried,
+        ):
+            for prompt, (outcome, reason) in whole(tried, self._companies):
                 if reason is None:
                     self._done(outcome, progress)
                 else:
@@ -155,12 +168,53 @@ class Experiment:
             or any(map(listens, self._asked))  # what it is told has an order
         ):
             return 1
-        asked = self.config.engine_args.prompts_at_once
+        size, asked = self._company_size, self.config.engine_args.prompts_at_once
         if asked != "auto":
-            return asked
+            return max(asked // size, 1) * size
         if self.verifier.remote:
-            return REMOTE_AT_ONCE
-        return 1 if choose_device(self.config.engine_args.device) == "cpu" else 2
+            return REMOTE_AT_ONCE * size
+        return size if choose_device(self.config.engine_args.device) == "cpu" else 2 * size
+
+    @property
+    def _company_size(self) -> int:
+        return self.config.engine_args.share_batches
+
+    def _refuse_alone(self) -> None:
+        """Refuse to share batches where prompts cannot be searched for at once."""
+        if self._alone:
+            raise UserError(
+                "engine_args.share_batches needs room for pipeline and verifier together: set it to"
+                " 1, or verifier_device to another device."
+            )
+        if not self.denoiser.mixes:
+            raise UserError(
+                f"{type(self.denoiser.pipe).__name__} cannot be handed prompts that are encoded one"
+                " by one: set engine_args.share_batches to 1."
+            )
+
+    def _keep_company(self, left: Sequence[Prompt]) -> None:
+        """Put the prompts that are to share batches together; those that failed before go alone."""
+        fresh = [p.index for p in left if p.index not in self._tried_before]
+        self._companies = companies(
+            self.planned.prompts, fresh, self._company_size, self._maker, self._halted
+        )
+
+    def _seat(self, prompt: Prompt) -> Seat:
+        company = self._companies.get(prompt.index)
+        return Alone(self._maker) if company is None else Place(company, prompt.index)
+
+    def _tried_in_company(self, prompt: Prompt) -> tuple[Outcome, str | None]:
+        """As `tried`; those that share its batches are told of its end."""
+        company = self._companies.get(prompt.index)
+        try:
+            return self.tried(prompt)
+        except BaseException:
+            if company is not None:
+                company.stop()
+            raise
+        finally:
+            if company is not None:
+                company.leave(prompt.index)
 
     def _tell_chosen(self, progress: Progress) -> None:
         """Tell verifiers that judge whole sets what earlier sittings came to."""
@@ -264,7 +318,7 @@ class Experiment:
                 journal,
                 keep,
                 values,
-                sde=self.sde if adds_noise(search) else None,
+                self._seat(prompt),
                 coming=self._coming(search, space, ledger),
                 after=self._after,
             )
@@ -328,9 +382,3 @@ class Experiment:
             leave=False,
             position=1 + prompt.index % self._at_once,
         )
-
-
-def listens(judge: Chosen) -> bool:
-    """Whether a verifier wants to know what was chosen."""
-    inner = getattr(judge.verifier, "verifier", judge.verifier)  # which is shown keyframes
-    return getattr(type(inner), "chose", None) is not BaseVerifier.chose

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from experiment.choices import agreed_engine
-from experiment.config import ExperimentConfig, VerifierArgs
+from experiment.config import ExperimentConfig
+from experiment.listeners import refuse_listeners
 from experiment.lock import waited_for
 from experiment.progress import remove_state
 from experiment.prompts import Prompt, load_prompts
 from experiment.resume import config_of_run, finished, run_named, run_to_resume
 from experiment.runner import Ran, load, plan, ran, saved, tell_failed
-from experiment.searching import listens
 from experiment.shard_files import (
     GATE,
     ShardExperiment,
@@ -35,9 +34,9 @@ def run_shard(
     run_name: str | None = None,
 ) -> Ran:
     """Search for this process's prompts; the process that ends last sums the run up."""
-    refuse_listeners(config)
+    refuse_listeners(config, "run it in one process (--num_shards 1)")
     prompts = load_prompts(config)
-    mine = shard.share(prompts)
+    mine = shard.share(prompts, config.engine_args.share_batches)
     print(f"{str(shard).capitalize()}, by {shard.source}: {len(mine)} of {len(prompts)} prompts.")
     if not mine:
         return Ran(Path(output_dir))
@@ -54,32 +53,6 @@ def run_shard(
         if left:
             _searched(config, store, shard, mine)
         return Ran(folder, _merged(store, prompts, shard))
-
-
-def refuse_listeners(config: ExperimentConfig) -> None:
-    """Refuse verifiers whose scores depend on what earlier prompts came to."""
-    for name in listeners(config):
-        raise UserError(
-            f"'{name}' judges all of a run's images together, prompt after prompt: run it"
-            " in one process (--num_shards 1)."
-        )
-
-
-def listeners(config: ExperimentConfig) -> list[str]:
-    """The verifiers and judges that are shown what each prompt came to."""
-    asked = _asked(config.verifier_args, *config.judges)
-    return [args.name for args in asked if listens(args.make())]
-
-
-def _asked(*several: VerifierArgs) -> Iterator[VerifierArgs]:
-    """The verifiers, and of an ensemble its members in its place."""
-    for args in several:
-        members = args.options.get("verifiers")
-        if not members:
-            yield args
-        for member in members or ():
-            own = {key: value for key, value in member.items() if key != "weight"}
-            yield from _asked(VerifierArgs.model_validate(own))
 
 
 def _folder(

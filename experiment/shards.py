@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from experiment.prompts import Prompt
+from experiment.prompts import Prompt, grouped
 from utils import UserError, digest
 
 TOGETHER = timedelta(minutes=5)  # within which a launcher's processes must have met
@@ -37,14 +37,16 @@ class Shard:
     def __str__(self) -> str:
         return f"shard {self.index} of {self.count}"
 
-    def share(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+    def share(self, prompts: Sequence[Prompt], together: int = 1) -> list[Prompt]:
         """This process's prompts: every `count`-th in the order of their digests.
 
         Any process can tell, shares differ by one prompt at most, and neighbours in a list that
         goes from short to long, or by category, are spread over all processes.
+        together: so many prompts in a row stay with one process, and count as one.
         """
-        ordered = sorted(prompts, key=lambda prompt: (digest(prompt.text), prompt.occurrence))
-        mine = ordered[self.index :: self.count]
+        groups = grouped(prompts, together)
+        ordered = sorted(groups, key=lambda group: (digest(group[0].text), group[0].occurrence))
+        mine = [prompt for group in ordered[self.index :: self.count] for prompt in group]
         return sorted(mine, key=lambda prompt: prompt.index)
 
 

@@ -1,7 +1,8 @@
 """Draw, denoise and decode with an unmodified diffusers pipeline, and count what that costs.
 
-Every call takes one prompt and a batch of candidates; how big a batch may be is the caller's
-business. Encoded prompts are remembered, rows through the denoiser are counted by a hook.
+Every call takes a batch of candidates and their prompt, or one for each; how big a batch may be is
+the caller's business. Encoded prompts are remembered, rows through the denoiser are counted by a
+hook.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,11 +19,11 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from pipelines.arguments import Classes, Texts, batched, each_text, takes_several
 from pipelines.attention import preferring
 from pipelines.developing import Developer, Undeveloped
-from pipelines.encoding import Encodings
+from pipelines.encoding import REMEMBERED, SHARING, Encodings
 from pipelines.guidance import guiding
-from pipelines.labels import asked_class, by_class, class_count, class_number
 from pipelines.layout import Layout, index_noise
 from pipelines.memory_errors import free, out_of_memory
 from pipelines.placement import Residence
@@ -76,6 +76,12 @@ class Decoded:
         """PIL images, or videos' lists of PIL frames: made when first asked for, out of turn."""
         return [p.developed() if isinstance(p, Undeveloped) else p for p in self.pictures]
 
+    def part(self, where: slice) -> Decoded:
+        """Of some of the candidates."""
+        return Decoded(
+            self.pictures[where], self.filtered[where], self.sound[where], self.again[where]
+        )
+
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -105,6 +111,7 @@ class Denoiser:
         self.turn = threading.RLock()
         self.call_args = dict(call_args)
         self._parameters = inspect.signature(type(pipe).__call__).parameters
+        self._classes = Classes(pipe, self._parameters, self._configs())
         self._rows = 0
         self._layouts: dict[Any, Layout] = {}  # by number of inference steps
         self._seen_between_steps = False
@@ -133,20 +140,19 @@ class Denoiser:
 
     def label(self, prompt: str) -> str | None:
         """The number of the class asked for, where the pipeline is class-conditional."""
-        return str(self._class(prompt)) if self._by_class else None
+        asked = self._classes.asked(self.call_args)
+        return str(self._classes.number(self.call_args, prompt)) if asked else None
 
-    @functools.cached_property
-    def _by_class(self) -> bool:
-        return "class_labels" in self.call_args or by_class(self._parameters)
+    @property
+    def mixes(self) -> bool:
+        """Whether candidates of several prompts can be denoised in one call: each prompt is encoded
+        by itself, as it would be for a call of its own, or is a class."""
+        by_text = self._encodings is not None and takes_several(self._parameters)
+        return by_text or self._classes.asked(self.call_args)
 
     def _configs(self) -> list[Mapping[str, Any]]:
         parts: list[Any] = denoisers(self.pipe)
         return [part.config for part in parts]
-
-    def _class(self, prompt: str) -> int:
-        names = getattr(self.pipe, "labels", None) or {}
-        count = class_count(self._configs())
-        return class_number(asked_class(self.call_args, prompt), names, count)
 
     @contextmanager
     def drafting(self, inference_steps: int | None) -> Iterator[None]:
@@ -167,6 +173,11 @@ class Denoiser:
         """The prompts to come in their order: text encoders that visit the device serve several."""
         if self._encodings is not None:
             self._encodings.expect(prompts)
+
+    def share(self, prompts: int) -> None:
+        """So many prompts will share batches: each is to be encoded once."""
+        if self._encodings is not None:
+            self._encodings.remembered = REMEMBERED + SHARING * prompts
 
     def use_attention(self, name: str) -> None:
         """Call the pipeline with this attention first from now on, its text encoders too."""
@@ -227,7 +238,8 @@ class Denoiser:
     def inference_steps(self) -> int:
         """Inference steps as the pipeline is called, by which its schedule is set."""
         parameter = self._parameters.get("num_inference_steps")
-        steps = parameter and self.call_args.get(parameter.name, parameter.default)
+        with self.turn:  # another thread may be drafting
+            steps = parameter and self.call_args.get(parameter.name, parameter.default)
         if not isinstance(steps, int):
             raise UserError(f"{type(self.pipe).__name__} has no number of steps to draft with.")
         return steps
@@ -250,7 +262,7 @@ class Denoiser:
     @_in_turn
     def denoise(
         self,
-        prompt: str,
+        prompt: Texts,
         latents: Tensor,
         seeds: Sequence[int],
         start: int,
@@ -266,9 +278,10 @@ class Denoiser:
         what comes back is kept before its noise. differentiable: the result has a graph back to
         the latents.
         """
+        texts = each_text(prompt, len(seeds))
         if not self._drafting or self._cheap is None:
             return self._denoised(
-                prompt, latents, seeds, start, until, guidance, sde, differentiable=differentiable
+                texts, latents, seeds, start, until, guidance, sde, differentiable=differentiable
             )
         size = 1 if self._cheap.alone else len(seeds)
         parts = []
@@ -278,14 +291,14 @@ class Denoiser:
                 with self._cheap.fresh():
                     parts.append(
                         self._denoised(
-                            prompt, latents[mine], seeds[mine], start, until, guidance, sde
+                            texts[mine], latents[mine], seeds[mine], start, until, guidance, sde
                         )
                     )
         return _together(parts)
 
     def _denoised(
         self,
-        prompt: str,
+        prompt: Texts,
         latents: Tensor,
         seeds: Sequence[int],
         start: int,
@@ -311,7 +324,7 @@ class Denoiser:
         self._try_two_steps(prompt, stretch, seen)
         return Denoised(seen.state, seen.clean, rows, seen.noise_scale)
 
-    def _try_two_steps(self, prompt: str, stretch: Stretch, seen: StepWindow) -> None:
+    def _try_two_steps(self, prompt: Texts, stretch: Stretch, seen: StepWindow) -> None:
         """Once, see what the pipeline does between steps: a stretch of one step does not show it.
 
         Uncounted, two steps in a run, and only if it begins with single ones.
@@ -324,21 +337,24 @@ class Denoiser:
         self._seen_between_steps |= seen.taken > 1
 
     @_in_turn
-    def decode(self, prompt: str, latents: Tensor, seeds: Sequence[int], steps: int) -> Decoded:
+    def decode(self, prompt: Texts, latents: Tensor, seeds: Sequence[int], steps: int) -> Decoded:
         """Images, or videos, of clean latents, by the pipeline's own way after its last step."""
-        decoded = self._decoded_in_turn(prompt, latents, seeds, steps)
+        texts = each_text(prompt, len(seeds))
+        decoded = self._decoded_in_turn(texts, latents, seeds, steps)
         again = [i for i, sound in enumerate(decoded.sound) if not sound]
         if not again or not coarse(self.pipe):
             return decoded
         with in_float32(self.pipe.vae):
             for i in again:  # one at a time: they take twice the room
-                one = self._decoded(prompt, latents[i : i + 1].float(), seeds[i : i + 1], steps)
+                one = self._decoded(
+                    texts[i : i + 1], latents[i : i + 1].float(), seeds[i : i + 1], steps
+                )
                 decoded.pictures[i], decoded.filtered[i] = one.pictures[0], one.filtered[0]
                 decoded.sound[i], decoded.again[i] = one.sound[0], True
         return decoded
 
     def _decoded_in_turn(
-        self, prompt: str, latents: Tensor, seeds: Sequence[int], steps: int
+        self, texts: Sequence[str], latents: Tensor, seeds: Sequence[int], steps: int
     ) -> Decoded:
         """The batch at once; one by one from the first time on that there is no memory for that.
 
@@ -346,7 +362,7 @@ class Denoiser:
         """
         if not self.singly:
             try:
-                return self._decoded(prompt, latents, seeds, steps)
+                return self._decoded(texts, latents, seeds, steps)
             except RuntimeError as error:
                 if len(seeds) == 1 or not out_of_memory(error):
                     raise
@@ -356,7 +372,7 @@ class Denoiser:
             )
             self.singly = True
         each = [
-            self._decoded(prompt, latents[i : i + 1], seeds[i : i + 1], steps)
+            self._decoded(texts[i : i + 1], latents[i : i + 1], seeds[i : i + 1], steps)
             for i in range(len(seeds))
         ]
         return Decoded(
@@ -375,12 +391,14 @@ class Denoiser:
         self._run(prompt, stretch, extra=extra, output=output, differentiable=True)
         return torch.as_tensor(next(iter(output.values())))
 
-    def _decoded(self, prompt: str, latents: Tensor, seeds: Sequence[int], steps: int) -> Decoded:
+    def _decoded(
+        self, texts: Sequence[str], latents: Tensor, seeds: Sequence[int], steps: int
+    ) -> Decoded:
         """Decoded once, in the decoder's own number format."""
         output: dict[str, Any] = {}
         stretch = Stretch(steps, steps, latents, tuple(seeds), finish=True)
         with watched(self.pipe, len(seeds)) as sound, self._developer.watching(output):
-            self._run(prompt, stretch, output=output)
+            self._run(texts, stretch, output=output)
         values = list(output.values())
         flags = output.get("nsfw_content_detected") or [False] * len(seeds)
         return Decoded(list(values[0]), [bool(flag) for flag in flags], sound, [False] * len(seeds))
@@ -451,7 +469,7 @@ class Denoiser:
 
     def _run(
         self,
-        prompt: str,
+        prompt: Texts,
         stretch: Stretch,
         *,
         extra: Mapping[str, Any] | None = None,
@@ -459,11 +477,12 @@ class Denoiser:
         output: dict[str, Any] | None = None,
         differentiable: bool = False,
     ) -> StepWindow:
-        arguments = {**self._batched(prompt, stretch.seeds), **(extra or {})}
+        asked = batched(self._parameters, self._classes, self.call_args, prompt, stretch.seeds)
+        arguments = {**asked, **(extra or {})}
         if self.residence is not None:
             self.residence.enter()
         if self._encodings is not None:
-            self._encodings.text = prompt
+            self._encodings.texts = each_text(prompt, stretch.rows)
         call = type(self.pipe).__call__
         if differentiable:
             call = inspect.unwrap(call)  # below diffusers' no_grad
@@ -478,40 +497,6 @@ class Denoiser:
             finally:
                 self._running = None
         return seen
-
-    def _batched(self, prompt: str, seeds: Sequence[int]) -> dict[str, Any]:
-        """The call's arguments for a batch: its texts in lists, a generator for each seed."""
-        n = len(seeds)
-        given = {**self.call_args, **({"prompt": prompt} if "prompt" in self._parameters else {})}
-        if self._by_class:
-            given["class_labels"] = self._class(prompt)
-        arguments: dict[str, Any] = {
-            name: [_only(name, value)] * n if self._per_candidate(name, value) else value
-            for name, value in given.items()
-        }
-        if "batch_size" in self._parameters:  # an unconditional pipeline
-            arguments["batch_size"] = n
-        if "output_type" in self._parameters:
-            arguments["output_type"] = "pil"
-        arguments["generator"] = [torch.Generator("cpu").manual_seed(s) for s in seeds]
-        return arguments
-
-    def _per_candidate(self, name: str, value: Any) -> bool:
-        """Whether a call argument goes into a list with one entry a candidate.
-
-        Class labels do, a picture to start from (so that each draws its own noise of it), and
-        prompts where the call takes a list of them: a negative prompt, but neither a system
-        prompt, which it puts before each of them itself, nor the parts of one.
-        """
-        if name == "class_labels" or (name == "image" and "strength" in self._parameters):
-            return True
-        parameter = self._parameters.get(name)
-        if "prompt" not in name or parameter is None:
-            return False
-        kind = str(parameter.annotation).lower()
-        takes_list = parameter.annotation is parameter.empty or "list[" in kind
-        takes_text = "str" in re.sub(r"list\[[^]]*\]", "", kind)
-        return takes_list and (isinstance(value, str) or (takes_text and isinstance(value, list)))
 
     def _hook(self, module: torch.nn.Module) -> Any:
         first = next(iter(inspect.signature(module.forward).parameters))
@@ -552,14 +537,3 @@ def named_denoisers(pipe: Any) -> dict[str, torch.nn.Module]:
     """The same by their names in the pipeline."""
     own = {id(module) for module in denoisers(pipe)}
     return {name: part for name, part in pipe.components.items() if id(part) in own}
-
-
-def _only(name: str, value: Any) -> Any:
-    """A value that is the same for all candidates; it may be given as a list of one."""
-    if not isinstance(value, list):
-        return value
-    if len(value) != 1:
-        raise UserError(
-            f"'{name}' in pipeline_call_args holds {len(value)} values for one prompt: give one."
-        )
-    return value[0]

@@ -18,6 +18,7 @@ from pipelines.placement import Residence
 logger = logging.getLogger(__name__)
 
 REMEMBERED = 16  # calls: for each batch size in use a prompt, often a negative one too
+SHARING = 4  # more, for each prompt that shares batches
 PARKED = 64  # calls encoded ahead, in main memory
 AHEAD = 8  # prompts that a visit of the text encoders serves
 
@@ -28,6 +29,10 @@ class Parked:
 
     tensor: Tensor
     device: torch.device
+
+
+class Unlike(ValueError):
+    """Prompts whose encodings do not fit into one batch."""
 
 
 class Encodings:
@@ -44,10 +49,13 @@ class Encodings:
         self._memory: OrderedDict[Any, Any] = OrderedDict()
         self._parked: OrderedDict[Any, Any] = OrderedDict()
         self._expected: list[str] = []
-        self.text = ""  # the prompt in hand
+        self.texts: Sequence[str] = ()  # the prompts in hand, one for each candidate
+        self.remembered = REMEMBERED
         functools.update_wrapper(self, encode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if len(set(self.texts)) > 1:
+            return self._mixed(args, kwargs)
         key = _frozen((args, kwargs))
         if key in self._memory:
             self._memory.move_to_end(key)
@@ -61,8 +69,26 @@ class Encodings:
             if self._residence is not None:
                 self._residence.encoded()
         self._memory[key] = found
-        _bound(self._memory, REMEMBERED)
+        _bound(self._memory, self.remembered)
         return found
+
+    @property
+    def _text(self) -> str:
+        return self.texts[0] if self.texts else ""
+
+    def _mixed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call for several prompts: of each the rows that a call for it alone would have made."""
+        whole = list(self.texts)
+        texts = whole if _asks_for(args, kwargs, whole) else whole[:1] * len(whole)
+        found: dict[str, Any] = {}
+        try:
+            for text in dict.fromkeys(texts):
+                self.texts = [text] * len(texts)
+                own = {name: _instead(value, texts, self.texts) for name, value in kwargs.items()}
+                found[text] = self(*(_instead(value, texts, self.texts) for value in args), **own)
+        finally:
+            self.texts = whole
+        return _rows_of([found[text] for text in texts])
 
     def expect(self, prompts: Iterable[str]) -> None:
         """The prompts to come, in their order."""
@@ -77,7 +103,7 @@ class Encodings:
         if self._residence is None or not self._residence.encoders_leave:
             return
         for other in self._following():
-            theirs = _swapped(args, self.text, other), _swapped(kwargs, self.text, other)
+            theirs = _swapped(args, self._text, other), _swapped(kwargs, self._text, other)
             key = _frozen(theirs)
             if key == own or key in self._memory or key in self._parked:
                 continue
@@ -91,8 +117,8 @@ class Encodings:
 
     def _following(self) -> Sequence[str]:
         """The next prompts after the one in hand."""
-        known = self.text in self._expected
-        begin = self._expected.index(self.text) + 1 if known else 0
+        known = self._text in self._expected
+        begin = self._expected.index(self._text) + 1 if known else 0
         return self._expected[begin : begin + AHEAD - 1]
 
 
@@ -121,6 +147,65 @@ def _swapped(value: Any, text: str, other: str) -> Any:
     if isinstance(value, list | tuple):
         return type(value)([_swapped(v, text, other) for v in value])
     return value
+
+
+def _asks_for(args: Sequence[Any], kwargs: Mapping[str, Any], texts: Sequence[str]) -> bool:
+    """Whether a call is for these prompts, or for what is the same for all (a negative prompt).
+
+    Raises `Unlike` where they stand in it otherwise than in a list of their own.
+    """
+    given = (*args, *kwargs.values())
+    if any(_is_list_of(value, texts) for value in given):
+        return True
+    if any(_holds(value, texts) for value in given):
+        raise Unlike("these prompts are not encoded one by one")
+    return False
+
+
+def _is_list_of(value: Any, texts: Sequence[str]) -> bool:
+    return isinstance(value, list | tuple) and list(value) == list(texts)
+
+
+def _holds(value: Any, texts: Sequence[str]) -> bool:
+    """Whether one of these stands somewhere in an argument, in a template for example."""
+    if isinstance(value, str):
+        return any(text in value for text in texts)
+    if isinstance(value, list | tuple):
+        return any(_holds(each, texts) for each in value)
+    return False
+
+
+def _instead(value: Any, texts: Sequence[str], others: Sequence[str]) -> Any:
+    """An argument of a call, with other prompts if it is the list of these."""
+    return list(others) if _is_list_of(value, texts) else value
+
+
+def _rows_of(each: Sequence[Any]) -> Any:
+    """Row i of the i-th of these encodings; what is no row of any is the same in all."""
+    first, n = each[0], len(each)
+    if isinstance(first, dict):
+        return type(first)({name: _rows_of([one[name] for one in each]) for name in first})
+    if isinstance(first, Tensor):
+        return _tensor_rows(each)
+    if isinstance(first, list | tuple):
+        if any(len(one) != len(first) for one in each):
+            raise Unlike("the encodings of these prompts are of different lengths")
+        if isinstance(first, list) and len(first) == n:  # one for each candidate
+            return [one[i] for i, one in enumerate(each)]
+        return type(first)([_rows_of(leaves) for leaves in zip(*each, strict=True)])
+    if any(one is not first and one != first for one in each):
+        raise Unlike("the encodings of these prompts differ in more than their rows")
+    return first
+
+
+def _tensor_rows(each: Sequence[Tensor]) -> Tensor:
+    if any(one.shape != each[0].shape for one in each):
+        raise Unlike("the encodings of these prompts are of different lengths")
+    if each[0].ndim and len(each[0]) == len(each):
+        return torch.stack([one[i] for i, one in enumerate(each)])
+    if any(one is not each[0] and not torch.equal(one, each[0]) for one in each):
+        raise Unlike("the encodings of these prompts differ in more than their rows")
+    return each[0]
 
 
 def _frozen(value: Any) -> Any:

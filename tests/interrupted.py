@@ -140,6 +140,20 @@ class Settling(Counting):
 
 
 @dataclass
+class Early(Settling):
+    """The same from elsewhere, with no ear for what is chosen; of a draft its brightness."""
+
+    chose = BaseVerifier.chose
+
+    def _one(self, item: Item) -> Score:
+        return Counting._one(self, item) if item.preview is None else super()._one(item)
+
+    @property
+    def remote(self) -> bool:
+        return True
+
+
+@dataclass
 class Broken(BaseVerifier):
     """Fails at every call."""
 

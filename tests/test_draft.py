@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,24 @@ def test_a_drafted_space_draws_the_same_noises_for_fewer_steps(family: str) -> N
     assert torch.allclose(exact.latents, whole.latents, rtol=1e-5)
     assert torch.allclose(cheap.spatial(drawn.latents), space.spatial(whole.latents), atol=1e-5)
     assert space.draw(1).seeds[0] not in drawn.seeds  # one count of seeds for both
+
+
+def test_drafts_of_one_prompt_do_not_shorten_those_of_another() -> None:
+    made = FAMILIES["sd15"]
+    denoiser = Denoiser(made.build(), made.call_args)
+    space, entered = LatentSpace(denoiser, PROMPT), threading.Event()
+    expected = space.drafted(0.5).steps
+
+    def draft() -> None:
+        with denoiser.drafting(1):
+            entered.set()
+            time.sleep(0.2)
+
+    other = threading.Thread(target=draft)
+    other.start()
+    assert entered.wait(60)
+    assert space.drafted(0.5).steps == expected > 1
+    other.join()
 
 
 def test_pictures_cannot_be_drafted() -> None:

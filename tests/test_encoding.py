@@ -97,7 +97,7 @@ def test_a_prompt_that_cannot_be_encoded_waits_for_its_own_turn() -> None:
     asked: list[str] = []
     encodings = Encodings(encode, Leaving())  # type: ignore[arg-type]
     encodings.expect(["a", "bc", "bad", "def"])
-    encodings.text = "a"
+    encodings.texts = ["a"]
     assert encodings(["a"], guided=True)[0].item() == 1
     assert asked == ["a", "bc"]
     length, mask, nothing = encodings(["bc"], guided=True)
