@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections import Counter
 
 import torch
 
@@ -37,14 +36,9 @@ def graphs() -> int:
 
 
 def recompilations() -> int:
-    """Of the function that took most: graphs beyond its first, since no earlier one did fit."""
+    """Graphs since the last pipeline that were made since no earlier one of their function fit."""
     seen = torch._dynamo.utils.get_compilation_metrics()
-    again = Counter(
-        (each.co_filename, each.co_firstlineno, each.co_name)
-        for each in seen
-        if each.recompile_reason is not None
-    )
-    return max(again.values(), default=0)
+    return sum(each.recompile_reason is not None for each in seen)
 
 
 def fresh_compiler() -> None:

@@ -118,7 +118,7 @@ def lines(part: str, found: Measured) -> Iterator[str]:
         sizes = ", ".join(map(str, found["batch_sizes"]))
         yield (
             f"{part}: with batches of {sizes}, without guidance and of a draft at most"
-            f" {found['recompilations']} recompilations of a function"
+            f" {found['recompilations']} recompilations"
         )
     if "uncompiled" in found:
         yield f"{part}: NOT COMPILED, for that failed: {found['uncompiled']}"

@@ -90,7 +90,7 @@ def bars(found: Found) -> Iterator[Figure]:
     if "recompilations" in made:
         yield figure(
             f"{name}, recompilations", "graphs", [made["recompilations"]], bar=RECOMPILATIONS,
-            note=f"of a function; {made['graphs']} graphs in all",
+            note=f"{made['graphs']} graphs in all",
         )  # fmt: skip
 
 

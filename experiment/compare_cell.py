@@ -7,7 +7,6 @@ failed, or got no score, has none.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from experiment.compare_config import metric_labels
-from experiment.config import ExperimentConfig, parse_config
+from experiment.config import ExperimentConfig
 from experiment.lines import LineFile
 from experiment.outcome import summed_up
 from experiment.plan import Plan
 from experiment.records import STATE, SUMMARY, read_object
-from experiment.resume import CONFIG
+from experiment.resume import CONFIG, completed, plain
 from experiment.store import RunStore
 from utils import UserError, json_number
 
@@ -148,7 +147,7 @@ class Cell:
             raise UserError(
                 f"{path} is missing: restore it, or move {self.folder} away to do that run anew."
             )
-        before, now = _completed(read_object(path)), _plain(self.alone)
+        before, now = completed(read_object(path)), plain(self.alone)
         for key in sorted(before.keys() | now.keys()):
             if key not in FREE and before.get(key) != now.get(key):
                 raise UserError(_other(self.folder, key))
@@ -162,19 +161,6 @@ class Cell:
         metrics = set(metric_labels(self.config))
         if any(winner.scores.keys() != metrics for winner in done.winners):
             raise UserError(_other(self.folder, "judges"))
-
-
-def _completed(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved config with what versions since have added, at its default: it means the same."""
-    try:
-        return _plain(parse_config(saved))
-    except UserError:
-        return saved  # which differs, then
-
-
-def _plain(config: ExperimentConfig) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(config.resolved()))
-    return plain
 
 
 def _other(folder: Path, key: str) -> str:

@@ -156,8 +156,8 @@ def _age(folder: Path) -> tuple[str, int]:
 
 def _changes(folder: Path, config: ExperimentConfig) -> list[str]:
     """Every key that was one thing and is another now."""
-    before = dict(_flat(read_object(folder / CONFIG)))
-    now = dict(_flat(json.loads(json.dumps(config.resolved()))))
+    before = dict(_flat(completed(as_begun(read_object(folder / CONFIG)))))
+    now = dict(_flat(plain(config)))
     if config.batch_size != "auto":
         now["engine_args.batch_size"] = config.batch_size
     keys = [k for k in sorted(before.keys() | now.keys()) if k not in FREE]
@@ -166,6 +166,20 @@ def _changes(folder: Path, config: ExperimentConfig) -> list[str]:
         for key in keys
         if before.get(key) != now.get(key) and not (key in AUTO and now.get(key) == "auto")
     ]
+
+
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved config with what versions since have added, at its default: it means the same."""
+    try:
+        return plain(parse_config(saved))
+    except UserError:
+        return saved  # which differs, then
+
+
+def plain(config: ExperimentConfig) -> dict[str, Any]:
+    """The resolved config as it is read back from its file."""
+    content: dict[str, Any] = json.loads(json.dumps(config.resolved()))
+    return content
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
+from pipelines.batch_marks import sharing_graphs
 from utils import cache_folder
 
 Way = Literal["regional", "whole"]
@@ -40,15 +42,30 @@ def pays(denoisers: Sequence[type], passes: float | None) -> bool:
 def compile_denoisers(
     denoisers: Sequence[nn.Module], *, backend: str | Callable[..., Any] = "inductor"
 ) -> None:
-    """Compile in place: for the batch size of the first pass, then once more for all others."""
+    """Compile in place, so that three graphs of a function, of a block two, serve all batch sizes.
+
+    A single row has its own graph, all other sizes share one. What convolves, and whatever is
+    compiled whole, has another for the size of its first batch: inductor chooses how tensors lie
+    for convolutions only where it knows all sizes.
+    """
     # Kernels outlive the process, unless the user has said where else to keep them.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     for denoiser in denoisers:
         if way_of(type(denoiser)) == "regional":
             compile_blocks: Any = denoiser.compile_repeated_blocks
             compile_blocks(backend=backend)
+            for block in denoiser.modules():
+                if (compiled := block._compiled_call_impl) is not None:
+                    shared = sharing_graphs(compiled, first_apart=convolves(block))
+                    block._compiled_call_impl = shared
         else:  # not the module, whose hooks count rows and stay outside the graph
-            denoiser.forward = torch.compile(denoiser.forward, backend=backend)
+            whole = torch.compile(denoiser.forward, backend=backend)
+            denoiser.forward = sharing_graphs(whole, first_apart=True)
+
+
+def convolves(module: nn.Module) -> bool:
+    """Whether there are convolutions in it: of the repeated blocks, in a few video models'."""
+    return any(isinstance(each, _ConvNd) for each in module.modules())
 
 
 def undo(denoisers: Sequence[nn.Module]) -> None:

@@ -268,8 +268,10 @@ def test_a_method_that_fits_itself_to_its_budget_runs_at_each() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "compare").glob("*.json")), ids=str)
-def test_our_comparisons_can_be_planned(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--compare", str(path), "--dry_run"]) == 0
+def test_our_comparisons_can_be_planned(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--compare", str(path), "--dry_run", f"--output_dir={tmp_path}"]) == 0
     assert "NFE in all" in capsys.readouterr().out
 
 

@@ -16,7 +16,7 @@ import torch
 from experiment.config import ExperimentConfig, parse_config
 from experiment.disk import short_of_room
 from experiment.progress import remove_state
-from experiment.resume import finished
+from experiment.resume import config_hash, finished
 from experiment.runner import Engine, Experiment, load, plan, saved
 from experiment.store import RunStore
 from main import main
@@ -207,6 +207,20 @@ def test_auto_goes_on_with_the_newest_unfinished_run_of_the_config(
     runs = in_process(tmp_path, "--resume", "auto")
     assert runs == in_process(tmp_path, "--resume", "auto") and runs[0] == 0
     assert "is finished" in capsys.readouterr().out
+
+
+def test_auto_goes_on_with_a_run_from_before_an_option_existed(tmp_path: Path) -> None:
+    Counting.begin(1, KeyboardInterrupt)
+    _, (folder,) = in_process(tmp_path, **SHORT)
+    saved, noted = (folder / name for name in ("config.json", "manifest.json"))
+    whole = json.loads(saved.read_text())
+    del whole["search_args"]["stochastic"], whole["engine_args"]["verifier_device"]
+    saved.write_text(json.dumps(whole))
+    manifest = json.loads(noted.read_text())
+    noted.write_text(json.dumps({**manifest, "config_hash": config_hash(folder)}))
+    Counting.begin()
+    assert in_process(tmp_path, "--resume", "auto", **SHORT) == (0, [folder])
+    assert finished(folder)
 
 
 def test_a_run_of_another_config_is_refused_key_by_key(

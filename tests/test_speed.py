@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ import pipelines.tuning
 from experiment.config import parse_config
 from experiment.runner import load, plan
 from experiment.speed import compiles, measures_batches
-from pipelines.compiling import PAYS_AFTER, compile_denoisers, pays, undo, way_of
-from pipelines.denoiser import Denoiser, denoisers
+from pipelines.compiling import PAYS_AFTER, compile_denoisers, pays, way_of
+from pipelines.denoiser import Denoiser
 from pipelines.tuning import fastest, measured, remembered_size
 from tests.families import FAMILIES
 from tests.test_run import config
@@ -188,64 +187,6 @@ def test_what_is_compiled(
 def test_an_offloaded_denoiser_is_not_compiled() -> None:
     with pytest.raises(UserError, match=r"engine_args\.offload to 'none'"):
         compiles(asking(compile="on"), FLUX, "cuda:0", "model", None)
-
-
-class Backend:
-    """Runs graphs as they are, and counts them."""
-
-    def __init__(self) -> None:
-        self.graphs = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, _: Any) -> Any:
-        self.graphs += 1
-        return graph.forward
-
-
-@pytest.fixture
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize(
-    ("family", "sizes", "factors", "graphs"),
-    [
-        ("pixart", (2, 4, 1, 3), (1.0,), 2),  # guided: never a single row
-        pytest.param("sd15", (8, 4, 2, 1), (1.0,), 2, marks=pytest.mark.slow),
-        # Without guidance a single row at last, which torch takes for a case of its own.
-        pytest.param("sd15", (8, 4, 2, 1), (1.0, 0.1), 3, marks=pytest.mark.slow),
-        # Two kinds of block.
-        pytest.param("flux", (8, 4, 2, 1), (1.0, 0.5), 2 * 3, marks=pytest.mark.slow),
-        pytest.param("flux", (2, 1), (1.0,), 2 * 2, marks=pytest.mark.slow),
-    ],
-)
-def test_at_most_two_recompilations_serve_all_batch_sizes_and_change_nothing(
-    family: str, sizes: Sequence[int], factors: Sequence[float], graphs: int
-) -> None:
-    made = FAMILIES[family]
-    one, prompt = Denoiser(made.build(), made.call_args), "a red circle"
-
-    def images(n: int, guidance: float = 1.0) -> torch.Tensor:
-        seeds = tuple(range(n))
-        drawn = one.draw(prompt, seeds)
-        return one.denoise(prompt, drawn.latents, seeds, 0, 3, guidance).latents
-
-    batches = list(itertools.product(sizes, factors))
-    eager = [images(*batch) for batch in batches]
-    rows = one.rows
-    backend = Backend()
-    compile_denoisers(denoisers(one.pipe), backend=backend)
-    for batch, expected in zip(batches, eager, strict=True):
-        torch.testing.assert_close(images(*batch), expected)
-    assert one.rows == 2 * rows
-    assert backend.graphs == graphs
-    for batch in reversed(batches):
-        images(*batch)
-    assert backend.graphs == graphs
-    undo(denoisers(one.pipe))
-    assert torch.equal(images(5)[:2], images(5)[:2]) and backend.graphs == graphs
 
 
 def test_a_compiler_that_fails_is_done_without(
