@@ -45,8 +45,9 @@ class Moved:
 class Made:
     """A batch moved, and decoded where it is to be scored; not judged yet.
 
-    singly: whether pictures are decoded one by one from here on. together: candidates that were
-    made in one batch, those of other prompts included.
+    singly: whether pictures are decoded one by one from here on. batch_size: candidates that were
+    made in one batch, those of other prompts included. apart: whether its prompt shares batches no
+    more.
     """
 
     start: Candidates
@@ -55,19 +56,21 @@ class Made:
     decoded: tuple[Decoded, list[bool]] | None
     seconds: float
     singly: bool
-    together: int
+    batch_size: int
+    apart: bool = False
 
     def part(self, start: Candidates, begin: int) -> Made:
         """The candidates from a position on that began as these."""
         n, where = len(start), slice(begin, begin + len(start))
-        rows, before = (part.rows * n // self.together for part in (self.moved, self.before))
+        moved_rows = self.moved.rows * n // self.batch_size
+        early_rows = self.before.rows * n // self.batch_size
         return replace(
             self,
             start=start,
-            moved=self.moved.part(where, rows),
-            before=self.before.part(where, before),
+            moved=self.moved.part(where, moved_rows),
+            before=self.before.part(where, early_rows),
             decoded=self.decoded and (self.decoded[0].part(where), self.decoded[1][where]),
-            seconds=self.seconds * n / self.together,
+            seconds=self.seconds * n / self.batch_size,
         )
 
 
@@ -77,7 +80,8 @@ class Answered:
 
     media: pictures of finished candidates, None for others. batch_size: candidates that were
     denoised together, those of other prompts included. paths: where in the run folder those are
-    that are there already. singly: whether pictures are decoded one by one from here on.
+    that are there already. singly: whether pictures are decoded one by one from here on. apart:
+    whether the prompt shares batches no more.
     """
 
     moved: Candidates
@@ -88,6 +92,7 @@ class Answered:
     batch_size: int
     paths: Sequence[str | None] = ()
     singly: bool = False
+    apart: bool = False
 
     def part(self, where: range) -> Answered:
         """What concerns some of the candidates, with their share of the cost."""

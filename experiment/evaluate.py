@@ -16,7 +16,7 @@ from torch import Tensor
 
 from experiment.ahead import Ahead, Batch
 from experiment.batches import Answered, Made
-from experiment.journal import Journal
+from experiment.journal import Journal, Shrunk
 from experiment.lockstep import Seat
 from experiment.making import Order
 from experiment.overlap import one_behind
@@ -80,9 +80,8 @@ class Evaluator:
     """Evaluates one prompt's rollouts; `keep` is handed each batch as soon as it is scored.
 
     journal: answers the batches that it knows, and keeps the others. seat: where batches are made.
-    coming: the wishes as they
-    will be asked, where a search is blind to its answers. after: called after each batch
-    that was not known; may raise, to stop here.
+    coming: the wishes as they will be asked, where a search is blind to its answers. after: called
+    after each batch that was not known; may raise, to stop here.
     values: every candidate's value as it stands now, by id; under a verifier that judges by the
     pool, it moves as more candidates arrive.
     """
@@ -108,6 +107,8 @@ class Evaluator:
         self._journal = journal
         self.batch_size = journal.batch_size
         self._tried = 0  # the size of the batch in hand
+        # Batches begun, and put into the journal: each counted in one thread.
+        self._begun = self._ended = 0
         self._keep = keep
         self._after = after
         self.values = values
@@ -146,15 +147,15 @@ class Evaluator:
             begin += len(start)
         while begin < n:
             if shrunk := self._journal.shrunk():
-                self.batch_size = shrunk
+                self._repeat(rollout, begin, shrunk.lost)
+                self.batch_size = shrunk.size
                 self._seat.leave()
             batch = self._batch(rollout, begin)
             known = self._journal.recall(rollout, batch.start)
             if known is None:
                 break
             self._denoiser.singly |= known.singly
-            order = self._order(rollout, batch.start)
-            self._seat.known(order, self.batch_size, known.batch_size)
+            self._seat.known(self._order(rollout, batch.start), self.batch_size, known.apart)
             yield self._ahead.take(batch, known)
             begin += batch.counts[0]
         while begin < n:
@@ -201,12 +202,22 @@ class Evaluator:
 
     def _kept(self, rollout: Rollout, judged: tuple[Batch, Answered]) -> tuple[Batch, Answered]:
         batch, answered = judged
-        return batch, self._journal.append(rollout, batch.start, answered, batch.rounds)
+        kept = self._journal.append(rollout, batch.start, answered, batch.rounds)
+        self._ended += 1
+        return batch, kept
+
+    def _repeat(self, rollout: Rollout, begin: int, lost: int) -> None:
+        """Take one's turns again with batches that came to nothing, for those who shared them."""
+        for _ in range(lost):
+            batch = self._batch(rollout, begin)
+            self._seat.known(self._order(rollout, batch.start), self.batch_size, apart=False)
+            begin += batch.counts[0]
 
     def _each_made(self, rollout: Rollout, begin: int) -> Iterator[tuple[Batch, Made]]:
         while begin < len(rollout.candidates):
             batch = self._batch(rollout, begin)
             self._tried = len(batch.start)
+            self._begun += 1
             made = self._journal.made(rollout, batch.start) or self._make(rollout, batch.start)
             self._denoiser.singly |= made.singly
             yield batch, made
@@ -231,7 +242,8 @@ class Evaluator:
             self._verifier.offload()
         free()
         self.batch_size = next(size for size in ladder(self.batch_size) if size < self._tried)
-        self._journal.shrink(self.batch_size)
+        self._journal.shrink(Shrunk(self.batch_size, lost=self._begun - self._ended))
+        self._begun = self._ended
         self._seat.leave()
         logger.warning(
             "Out of memory with %d images at once: going on with %d.", self._tried, self.batch_size
@@ -291,8 +303,9 @@ class Evaluator:
             scores,
             media,
             cost,
-            made.together,
-            singly=self._denoiser.singly,
+            made.batch_size,
+            singly=made.singly,
+            apart=made.apart,
         )
 
     def _entered(

@@ -13,7 +13,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,17 @@ from utils import UserError
 from verifiers.base import NO_ANSWER, Memory, Score
 
 REMEDY = "delete that prompt's journal in state/ to search for it anew"
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """That batches hold no more than `size` candidates from here on.
+
+    lost: batches of before that were made, or tried, in vain.
+    """
+
+    size: int
+    lost: int = 0
 
 
 class Journal:
@@ -93,9 +104,10 @@ class Journal:
             [from_json(content) for content in line["scores"]],
             from_tensors(tensors, len(start)),
             Cost(**line["cost"]),
-            line.get("together", len(start)),  # earlier versions kept none
+            line.get("batch_size", len(start)),  # earlier versions kept none
             line["paths"],
             line.get("singly", False),
+            line.get("apart", False),
         )
 
     def _read_tensors(self, line: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -123,7 +135,8 @@ class Journal:
                 "asked": _asked(rollout, start),
                 "scores": [as_json(score) for score in answered.scores],
                 "cost": asdict(answered.cost),
-                "together": answered.batch_size,
+                "batch_size": answered.batch_size,
+                "apart": answered.apart,
                 "tensors": name,
                 "devices": devices,
                 "paths": paths,
@@ -191,17 +204,19 @@ class Journal:
             return None
         return self._store.write_media(self._prompt, round, seed, media)
 
-    def shrunk(self) -> int | None:
-        """The batch size that the search went on with from here, if it had to change it."""
-        size = None
+    def shrunk(self) -> Shrunk | None:
+        """How the search went on from here, if its batches had to become smaller."""
+        found = None
         while self._replay and self._replay[0][1]["kind"] == "batch_size":
-            size = int(self._replay[0][1]["size"])
+            line = self._replay[0][1]
+            lost = line.get("lost", 0)  # earlier versions kept none
+            found = Shrunk(int(line["size"]), lost + (found.lost if found else 0))
             self._pop()
-        return size
+        return found
 
-    def shrink(self, size: int) -> None:
-        """From here on batches are no larger than this."""
-        self._append({"kind": "batch_size", "size": size})
+    def shrink(self, shrunk: Shrunk) -> None:
+        """From here on batches are no larger."""
+        self._append({"kind": "batch_size", **asdict(shrunk)})
 
     def word(self, id: int, judge: str, ask: Callable[[Memory], Score]) -> Score:
         """A judge's word on a round's winner, which it gives once.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from experiment.config import ExperimentConfig, VerifierArgs
 from utils import UserError
@@ -12,6 +12,9 @@ from verifiers.base import BaseVerifier, Chosen
 def listens(judge: Chosen) -> bool:
     """Whether a verifier wants to know what was chosen."""
     inner = getattr(judge.verifier, "verifier", judge.verifier)  # which is shown keyframes
+    members: Mapping[str, Chosen] | None = getattr(inner, "members", None)
+    if members is not None:
+        return any(map(listens, members.values()))
     return getattr(type(inner), "chose", None) is not BaseVerifier.chose
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from experiment.batches import Made
@@ -32,8 +32,8 @@ class Seat(Protocol):
     def make(self, order: Order, most: int) -> Made:
         """An order made; `most`: candidates that a batch may hold."""
 
-    def known(self, order: Order, most: int, together: int) -> None:
-        """An order was made before, in a batch of so many."""
+    def known(self, order: Order, most: int, apart: bool) -> None:
+        """An order was made before; `apart`: when its prompt shared batches no more."""
 
     def leave(self) -> None:
         """From here on orders are made by themselves."""
@@ -48,7 +48,7 @@ class Alone:
     def make(self, order: Order, most: int) -> Made:
         return self.maker.make([order])[0]
 
-    def known(self, order: Order, most: int, together: int) -> None:
+    def known(self, order: Order, most: int, apart: bool) -> None:
         return
 
     def leave(self) -> None:
@@ -57,16 +57,13 @@ class Alone:
 
 @dataclass(frozen=True)
 class _Call:
-    """An order handed in. together: the size of the batch it was made in before, if it was."""
+    """An order handed in. known: it was made before; apart: in a batch of its own, for sharing had
+    been given up."""
 
     order: Order
     most: int
-    together: int | None = None
-
-    @property
-    def alone(self) -> bool:
-        """Whether it was made in a batch of its own."""
-        return self.together == len(self.order)
+    known: bool = False
+    apart: bool = False
 
 
 _Served = Made | Exception | None  # an exception where making it raised; None: it was known
@@ -74,7 +71,7 @@ _Served = Made | Exception | None  # an exception where making it raised; None: 
 
 @dataclass
 class Company:
-    """Prompts in lockstep, by their numbers. halted: set where the run ends early.
+    """Prompts in lockstep, by their numbers. check: raises where the run ends early.
 
     Batches are shared until one cannot be made: for lack of memory, or because its prompts' texts
     do not fit together. From then on each order has a batch of its own.
@@ -82,7 +79,7 @@ class Company:
 
     members: set[int]
     maker: Maker
-    halted: threading.Event
+    check: Callable[[], None]
     _here: threading.Condition = field(default_factory=threading.Condition)
     _calls: dict[int, _Call] = field(default_factory=dict)
     _served: dict[int, _Served] = field(default_factory=dict)
@@ -91,7 +88,7 @@ class Company:
 
     @property
     def ended(self) -> bool:
-        """Whether all of its searches have."""
+        """Whether all of its searches have, or go on by themselves."""
         return not self.members
 
     def leave(self, index: int) -> None:
@@ -124,7 +121,8 @@ class Company:
 
     def _wait(self, index: int) -> None:
         while index not in self._served:
-            if self._stopped or self.halted.is_set():
+            self.check()
+            if self._stopped:
                 raise Halted("The run has ended.")
             if self._calls.keys() >= self.members:
                 self._serve()
@@ -139,8 +137,8 @@ class Company:
 
     def _made(self, calls: Mapping[int, _Call]) -> dict[int, _Served]:
         """What becomes of the calls that may share a batch."""
-        asked = {index: call.order for index, call in calls.items() if call.together is None}
-        self._apart |= len(calls) > 1 and any(call.alone for call in calls.values())
+        asked = {index: call.order for index, call in calls.items() if not call.known}
+        self._apart |= any(call.apart for call in calls.values())
         found = None
         if asked and len(calls) > 1 and not self._apart:
             found = self._shared({index: call.order for index, call in calls.items()})
@@ -153,14 +151,16 @@ class Company:
         try:
             return dict(zip(orders, self.maker.make(list(orders.values())), strict=True))
         except Exception as error:
-            logger.warning("Prompts share no batches from here on: %s", error)
+            logger.warning(
+                "Batches of several prompts are given up for %d of them: %s", len(orders), error
+            )
         self._apart = True
         free()  # outside the handler, which holds on to what had been made
         return None
 
     def _alone(self, order: Order) -> _Served:
         try:
-            return self.maker.make([order])[0]
+            return replace(self.maker.make([order])[0], apart=self._apart)
         except Exception as error:  # raised where it is waited for
             return error
 
@@ -173,20 +173,20 @@ class Place:
     index: int
 
     def make(self, order: Order, most: int) -> Made:
-        if not self._shares(order):
+        if not self._joins(order):
             return self.company.maker.make([order])[0]
         made = self.company.turn(self.index, _Call(order, most))
         assert made is not None
         return made
 
-    def known(self, order: Order, most: int, together: int) -> None:
-        if self._shares(order):
-            self.company.turn(self.index, _Call(order, most, together))
+    def known(self, order: Order, most: int, apart: bool) -> None:
+        if self._joins(order):
+            self.company.turn(self.index, _Call(order, most, known=True, apart=apart))
 
     def leave(self) -> None:
         self.company.leave(self.index)
 
-    def _shares(self, order: Order) -> bool:
+    def _joins(self, order: Order) -> bool:
         return self.index in self.company.members and not order.rollout.gradient
 
 
@@ -215,7 +215,7 @@ def companies(
     left: Collection[int],
     size: int,
     maker: Maker,
-    halted: threading.Event,
+    check: Callable[[], None],
 ) -> dict[int, Company]:
     """The company of each prompt that has one, by its number.
 
@@ -225,7 +225,7 @@ def companies(
     for group in grouped(prompts, size):
         members = {prompt.index for prompt in group} & set(left)
         if len(members) > 1:
-            company = Company(members, maker, halted)
+            company = Company(members, maker, check)
             found |= dict.fromkeys(members, company)
     return found
 
@@ -233,7 +233,7 @@ def companies(
 Tried = TypeVar("Tried")
 
 
-def whole(
+def settled(
     tried: Iterable[tuple[Prompt, Tried]], companies: Mapping[int, Company]
 ) -> Iterator[tuple[Prompt, Tried]]:
     """What was tried, in its order, once the prompt's whole company has been: until then all of
@@ -241,8 +241,7 @@ def whole(
     held: list[tuple[Prompt, Tried]] = []
     for prompt, came in tried:
         held.append((prompt, came))
-        company = companies.get(prompt.index)
-        if company is None or company.ended:
+        if all(companies[p.index].ended for p, _ in held if p.index in companies):
             yield from held
             held = []
     yield from held

@@ -61,12 +61,12 @@ class Maker:
 
     def make(self, orders: Sequence[Order]) -> list[Made]:
         """Orders of one kind in one batch, one after another; what came of each."""
-        whole = orders[0]
+        batch = orders[0]
         if len(orders) > 1:
-            whole = replace(whole, start=joined(order.start for order in orders))
+            batch = replace(batch, start=joined(order.start for order in orders))
         texts = [order.text for order in orders for _ in range(len(order))]
-        with self._denoiser.drafting(whole.inference_steps):
-            made = self._made(whole, texts)
+        with self._denoiser.drafting(batch.inference_steps):
+            made = self._made(batch, texts)
         return _shares(made, orders)
 
     def _made(self, order: Order, texts: Sequence[str]) -> Made:

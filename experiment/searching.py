@@ -18,13 +18,13 @@ from experiment.interrupts import Interrupts
 from experiment.journal import Journal
 from experiment.listeners import listens
 from experiment.lock import refuse_lost
-from experiment.lockstep import Alone, Company, Place, Seat, companies, whole
+from experiment.lockstep import Alone, Company, Place, Seat, companies, settled
 from experiment.making import Maker
 from experiment.outcome import Failed, Outcome, report, summed_up
 from experiment.overlap import in_turn
 from experiment.plan import Plan
 from experiment.progress import Progress, remove_state
-from experiment.prompts import Prompt
+from experiment.prompts import Prompt, grouped
 from experiment.rounds import RoundBook
 from experiment.stops import SILENT, Halted, Silent, Stopped, Watch, disk_full
 from experiment.store import RunStore
@@ -70,7 +70,9 @@ class Experiment:
         self.batch_size = batch_size
         self.trackers = trackers or Trackers((), store)
         self.failed = 0  # prompts, once the run has ended
-        self._tried_before: set[int] = set()  # prompts that failed in an earlier sitting
+        self._failed_before: set[int] = set()  # prompts that failed in an earlier sitting
+        self._tried_before: set[int] = set()  # these, and who shares batches with silent ones
+        self._notes: dict[int, str] = {}  # of failures that wait until their company has ended
         self.watch = watch or Watch()
         self._halted = threading.Event()
         sde = Sde(**config.stochastic_args.model_dump())
@@ -107,14 +109,13 @@ class Experiment:
         at_once = min(self._at_once, len(left)) or 1
         self._keep_company(left)
         bar = tqdm(desc="prompts", total=len(left), disable=None, position=0)
-        with (
-            bar,
-            closing(in_turn(left, self._tried_in_company, at_once, self._halted.set)) as tried,
-        ):
-            for prompt, (outcome, reason) in whole(tried, self._companies):
+        working = in_turn(left, self._tried_in_company, at_once, self._halted.set)
+        with bar, closing(working) as tried:
+            for prompt, (outcome, reason) in settled(tried, self._companies):
                 if reason is None:
                     self._done(outcome, progress)
                 else:
+                    self._settle_note(prompt)
                     failed[prompt.index] = {**outcome.summary(), "failed": reason}
                 bar.update()
                 tqdm.write(report(outcome, reason))
@@ -132,8 +133,14 @@ class Experiment:
         return sorted(left, key=lambda prompt: prompt.index in self._tried_before)
 
     def note_tried(self, left: Sequence[Prompt]) -> None:
-        """Before a sitting: which of the prompts that it is to search for have failed before."""
-        self._tried_before = {p.index for p in left if self._failure_path(p).exists()}
+        """Before a sitting: which of the prompts that it is to search for have failed before, or
+        share batches with one that had no answers."""
+        self._failed_before = {p.index for p in left if self._failure_path(p).exists()}
+        silent = {p.index for p in left if self._silence_path(p).exists()}
+        groups = grouped(self.planned.prompts, self._company_size)
+        quiet = [group for group in groups if any(p.index in silent for p in group)]
+        late = self._failed_before.union(p.index for group in quiet for p in group)
+        self._tried_before = {p.index for p in left if p.index in late}
 
     def _opened(self) -> Progress:
         """What is done so far, the rest cleared away."""
@@ -181,7 +188,7 @@ class Experiment:
 
     def _refuse_alone(self) -> None:
         """Refuse to share batches where prompts cannot be searched for at once."""
-        if self._alone:
+        if self._at_once < self._company_size:
             raise UserError(
                 "engine_args.share_batches needs room for pipeline and verifier together: set it to"
                 " 1, or verifier_device to another device."
@@ -194,9 +201,9 @@ class Experiment:
 
     def _keep_company(self, left: Sequence[Prompt]) -> None:
         """Put the prompts that are to share batches together; those that failed before go alone."""
-        fresh = [p.index for p in left if p.index not in self._tried_before]
+        fresh = [p.index for p in left if p.index not in self._failed_before]
         self._companies = companies(
-            self.planned.prompts, fresh, self._company_size, self._maker, self._halted
+            self.planned.prompts, fresh, self._company_size, self._maker, self._check
         )
 
     def _seat(self, prompt: Prompt) -> Seat:
@@ -231,7 +238,7 @@ class Experiment:
         try:
             outcome = self.search(prompt)
         except Silent as silence:
-            self._note_failure(prompt, str(silence))
+            self._note_silence(prompt, str(silence))
             raise
         except Failed as failure:
             error = failure.error
@@ -250,11 +257,32 @@ class Experiment:
         return outcome, None
 
     def _note_failure(self, prompt: Prompt, text: str) -> None:
+        """At once, or where others share its batches when they have ended: until then a sitting
+        that goes on here needs it among them."""
+        if prompt.index in self._companies:
+            self._notes[prompt.index] = text
+        else:
+            self._write_note(self._failure_path(prompt), text)
+
+    def _settle_note(self, prompt: Prompt) -> None:
+        if prompt.index in self._notes:
+            self._write_note(self._failure_path(prompt), self._notes.pop(prompt.index))
+
+    def _note_silence(self, prompt: Prompt, text: str) -> None:
+        """The run stops here; next time others come first."""
+        shares = prompt.index in self._companies
+        path = self._silence_path(prompt) if shares else self._failure_path(prompt)
+        self._write_note(path, text)
+
+    def _write_note(self, path: Path, text: str) -> None:
         refuse_lost()
-        write_atomically(self._failure_path(prompt), text.encode())
+        write_atomically(path, text.encode())
 
     def _failure_path(self, prompt: Prompt) -> Path:
         return self.store.state / f"prompt{prompt.index}.failed.txt"
+
+    def _silence_path(self, prompt: Prompt) -> Path:
+        return self.store.state / f"prompt{prompt.index}.silent.txt"
 
     def refuse_hopeless(self, outcome: Outcome, reason: str | None) -> None:
         """Stop if one prompt after another fails, which is then nothing of the prompts' own.
@@ -340,6 +368,10 @@ class Experiment:
         """A batch has been made, judged and kept: a good place to stop."""
         self.watch.worked = True
         self.watch.scored(scores)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise where the run ends before its end."""
         Interrupts.check()
         if self._halted.is_set():
             raise Halted("The run has ended.")

@@ -42,7 +42,7 @@ class Shard:
 
         Any process can tell, shares differ by one prompt at most, and neighbours in a list that
         goes from short to long, or by category, are spread over all processes.
-        together: so many prompts in a row stay with one process, and count as one.
+        together: so many prompts in a row stay with one process, and are shared out as one.
         """
         groups = grouped(prompts, together)
         ordered = sorted(groups, key=lambda group: (digest(group[0].text), group[0].occurrence))

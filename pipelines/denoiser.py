@@ -22,7 +22,7 @@ from torch import Tensor
 from pipelines.arguments import Classes, Texts, batched, each_text, takes_several
 from pipelines.attention import preferring
 from pipelines.developing import Developer, Undeveloped
-from pipelines.encoding import REMEMBERED, SHARING, Encodings
+from pipelines.encoding import REMEMBERED, Encodings
 from pipelines.guidance import guiding
 from pipelines.layout import Layout, index_noise
 from pipelines.memory_errors import free, out_of_memory
@@ -177,7 +177,7 @@ class Denoiser:
     def share(self, prompts: int) -> None:
         """So many prompts will share batches: each is to be encoded once."""
         if self._encodings is not None:
-            self._encodings.remembered = REMEMBERED + SHARING * prompts
+            self._encodings.remembered = REMEMBERED + prompts
 
     def use_attention(self, name: str) -> None:
         """Call the pipeline with this attention first from now on, its text encoders too."""

@@ -18,7 +18,7 @@ from pipelines.placement import Residence
 logger = logging.getLogger(__name__)
 
 REMEMBERED = 16  # calls: for each batch size in use a prompt, often a negative one too
-SHARING = 4  # more, for each prompt that shares batches
+ROUNDING = 0.05  # of a row's norm, by which the encodings of copies may differ in bf16
 PARKED = 64  # calls encoded ahead, in main memory
 AHEAD = 8  # prompts that a visit of the text encoders serves
 
@@ -152,27 +152,19 @@ def _swapped(value: Any, text: str, other: str) -> Any:
 def _asks_for(args: Sequence[Any], kwargs: Mapping[str, Any], texts: Sequence[str]) -> bool:
     """Whether a call is for these prompts, or for what is the same for all (a negative prompt).
 
-    Raises `Unlike` where they stand in it otherwise than in a list of their own.
+    Raises `Unlike` where it is for others, one for each: the pipeline has rewritten them.
     """
     given = (*args, *kwargs.values())
     if any(_is_list_of(value, texts) for value in given):
         return True
-    if any(_holds(value, texts) for value in given):
-        raise Unlike("these prompts are not encoded one by one")
+    lists = [value for value in given if isinstance(value, list) and len(value) == len(texts)]
+    if any(isinstance(v[0], str) and len(set(v)) > 1 for v in lists):
+        raise Unlike("these prompts are not encoded as they are written")
     return False
 
 
 def _is_list_of(value: Any, texts: Sequence[str]) -> bool:
     return isinstance(value, list | tuple) and list(value) == list(texts)
-
-
-def _holds(value: Any, texts: Sequence[str]) -> bool:
-    """Whether one of these stands somewhere in an argument, in a template for example."""
-    if isinstance(value, str):
-        return any(text in value for text in texts)
-    if isinstance(value, list | tuple):
-        return any(_holds(each, texts) for each in value)
-    return False
 
 
 def _instead(value: Any, texts: Sequence[str], others: Sequence[str]) -> Any:
@@ -181,7 +173,11 @@ def _instead(value: Any, texts: Sequence[str], others: Sequence[str]) -> Any:
 
 
 def _rows_of(each: Sequence[Any]) -> Any:
-    """Row i of the i-th of these encodings; what is no row of any is the same in all."""
+    """Row i of the i-th of these encodings, each of copies of one text.
+
+    What is no row of any is the same in all; what is neither (rows within layers, texts of
+    different lengths) raises `Unlike`.
+    """
     first, n = each[0], len(each)
     if isinstance(first, dict):
         return type(first)({name: _rows_of([one[name] for one in each]) for name in first})
@@ -190,8 +186,11 @@ def _rows_of(each: Sequence[Any]) -> Any:
     if isinstance(first, list | tuple):
         if any(len(one) != len(first) for one in each):
             raise Unlike("the encodings of these prompts are of different lengths")
-        if isinstance(first, list) and len(first) == n:  # one for each candidate
-            return [one[i] for i, one in enumerate(each)]
+        if isinstance(first, list) and len(first) == n and all(map(_copies, each)):
+            rows = [one[i] for i, one in enumerate(each)]
+            if len({getattr(row, "shape", None) for row in rows}) > 1:
+                raise Unlike("the encodings of these prompts are of different lengths")
+            return rows
         return type(first)([_rows_of(leaves) for leaves in zip(*each, strict=True)])
     if any(one is not first and one != first for one in each):
         raise Unlike("the encodings of these prompts differ in more than their rows")
@@ -199,13 +198,23 @@ def _rows_of(each: Sequence[Any]) -> Any:
 
 
 def _tensor_rows(each: Sequence[Tensor]) -> Tensor:
-    if any(one.shape != each[0].shape for one in each):
+    first = each[0]
+    if any(one.shape != first.shape for one in each):
         raise Unlike("the encodings of these prompts are of different lengths")
-    if each[0].ndim and len(each[0]) == len(each):
+    if all(one is first or torch.equal(one, first) for one in each):
+        return first
+    if first.ndim and len(first) == len(each) and all(map(_copies, each)):
         return torch.stack([one[i] for i, one in enumerate(each)])
-    if any(one is not each[0] and not torch.equal(one, each[0]) for one in each):
-        raise Unlike("the encodings of these prompts differ in more than their rows")
-    return each[0]
+    raise Unlike("the encodings of these prompts differ in more than their rows")
+
+
+def _copies(rows: Any) -> bool:
+    """Whether these are the encodings of copies, up to rounding, and not layers of one."""
+    if not all(isinstance(row, Tensor) and row.shape == rows[0].shape for row in rows):
+        return False
+    first = rows[0].float()
+    apart = max(float((row.float() - first).norm()) for row in rows)
+    return apart <= ROUNDING * float(first.norm())
 
 
 def _frozen(value: Any) -> Any:

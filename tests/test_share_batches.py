@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from experiment.compare_config import parse_compare_config
 from experiment.config import parse_config
+from experiment.journal import Journal
 from experiment.prompts import listed
 from experiment.replay import replay
 from experiment.resume import finished
@@ -20,9 +23,9 @@ from experiment.shards import Shard
 from experiment.stops import Stopped
 from experiment.store import RunStore
 from pipelines.denoiser import Denoiser
-from pipelines.encoding import Unlike
+from pipelines.encoding import Encodings, Unlike
 from tests.families import FAMILIES
-from tests.graders import Brightness
+from tests.graders import Brightness, brightness
 from tests.interrupted import Killed, content, killed_at
 from tests.test_resume import Cramped
 from tests.test_run import config, on_stable_diffusion, rows_of
@@ -68,6 +71,54 @@ def test_a_row_of_a_shared_batch_is_as_among_copies_of_its_own(name: str) -> Non
         assert own.rows == done.rows
         picture: Any = denoiser.decode(text, own.latents, mine, until).media[i]
         assert picture == decoded.media[i]
+
+
+def coded(text: str, layer: int = 0) -> torch.Tensor:
+    return torch.full((2, 3), 10.0 * len(text) + layer)
+
+
+def stacked(prompts: list[str]) -> torch.Tensor:
+    """As HiDream's: [layers, batch, tokens, dim]."""
+    return torch.stack([torch.stack([coded(p, layer) for p in prompts]) for layer in range(3)])
+
+
+def listed_layers(prompts: list[str]) -> list[torch.Tensor]:
+    """As Bria's: a list of layers, each with a row for each prompt."""
+    return list(stacked(prompts))
+
+
+def with_a_table(prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor, None]:
+    """As FLUX's: positions of as many tokens as there are candidates, the same for all."""
+    return torch.stack([coded(p) for p in prompts]), torch.arange(3.0)[:, None], None
+
+
+@pytest.mark.parametrize("encode", [listed_layers, with_a_table])
+def test_rows_are_told_from_layers_and_tables_of_as_many(encode: Any) -> None:
+    encodings = Encodings(encode)
+    encodings.texts = texts = ["a", "bcd", "a"]
+    found, expected = encodings(texts), encode(texts)
+    for one, other in zip(found, expected, strict=True):
+        assert one is other is None or torch.equal(one, other)
+
+
+def of_its_length(prompts: list[str]) -> list[torch.Tensor]:
+    return [torch.ones(len(prompt), 3) for prompt in prompts]
+
+
+@pytest.mark.parametrize("encode", [stacked, of_its_length])
+def test_what_cannot_be_put_together_row_by_row_is_not(encode: Any) -> None:
+    encodings = Encodings(encode)
+    encodings.texts = texts = ["a", "bcd", "a"]
+    with pytest.raises(Unlike):
+        encodings(texts)
+
+
+def test_prompts_that_the_pipeline_rewrites_are_not_put_together() -> None:
+    encodings = Encodings(with_a_table)
+    encodings.texts = ["a", "bcd", "a"]
+    with pytest.raises(Unlike, match="as they are written"):
+        encodings(["a, best quality", "bcd, best quality", "a, best quality"])
+    assert len(encodings([""] * 3)[0]) == 3  # a negative prompt
 
 
 # Whole runs ---------------------------------------------------------------------------------------
@@ -190,6 +241,7 @@ def test_every_kind_of_wish_can_be_shared_killed_and_made_again(
         assert left(tmp_path / folder) == left(whole)
 
 
+@pytest.mark.slow
 def test_batches_too_large_for_the_device_are_made_apart(
     runs: Runs, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,24 +256,123 @@ def test_batches_too_large_for_the_device_are_made_apart(
     assert left(runs.go_on("killed")) == left(whole)
 
 
-def test_a_prompt_that_fails_leaves_its_company_to_share_on(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def green_fails(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Judging the green prompt's second batch fails, or what of it has this mean; empty: nothing
+    does."""
+    means: list[int] = [-1]
+    judged: list[int] = []
+    real = Brightness.score
+
     def score(self: Any, items: Any) -> Any:
-        if "green" in items[0].prompt and falls:
-            raise ZeroDivisionError
+        if means and "green" in items[0].prompt:
+            now = round(1e6 * brightness(items[0]))
+            judged.append(now)
+            if means == [-1] and len(judged) == 2:
+                means[:] = [now]
+            if now in means:
+                raise ZeroDivisionError
         return real(self, items)
 
-    real, falls = Brightness.score, [True]
     monkeypatch.setattr(Brightness, "score", score)
+    return means
+
+
+def test_a_prompt_that_fails_leaves_its_company_to_share_on(
+    runs: Runs, green_fails: list[int]
+) -> None:
     folder = runs.go_on("run")
     told = json.loads((folder / "summary.json").read_text())["prompts"]
     assert ["failed" in prompt for prompt in told] == [False, True, False, False, False]
     assert 8 in sizes_of(folder)
-    falls.clear()
+    green_fails.clear()
     runs.go_on("run")
     assert finished(folder)
     assert sizes_of(folder) >= {1, 4, 8}  # the one that had failed goes alone
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """All that a run has left outside its state."""
+    return {name: found for name, found in left(folder).items() if not name.startswith("state")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [40, 50, 60, 70])
+def test_a_killed_company_of_which_one_fails_makes_the_same_batches_again(
+    tmp_path: Path, engine: Engine, green_fails: list[int], number: int
+) -> None:
+    runs = Runs(tmp_path, engine, budget={"nfe": 26})
+    whole = runs.go_on("whole")
+    with pytest.raises(Killed), killed_at(number):
+        runs.go_on("killed")
+    assert results_of(runs.go_on("killed")) == results_of(whole)
+
+
+@pytest.mark.slow
+def test_a_company_that_got_no_answers_goes_on_as_one(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs(tmp_path, engine, budget={"nfe": 42})
+    whole = runs.go_on("whole")
+    answered, real = [9], Brightness.score
+
+    def score(self: Any, items: Any) -> Any:
+        answered[0] -= len(items)
+        silent = Score.missing("its lips are sealed")
+        return real(self, items) if answered[0] >= 0 else [silent] * len(items)
+
+    monkeypatch.setattr(Brightness, "score", score)
+    with pytest.raises(Stopped, match="images in a row got no score"):
+        runs.go_on("run")
+    monkeypatch.undo()
+    late = runs.experiment(tmp_path / "run", 3)
+    late.note_tried(late.planned.prompts)
+    assert late._tried_before == {0, 1, 2} and not late._failed_before
+    assert left(runs.go_on("run")) == left(whole)
+
+
+@pytest.mark.slow
+def test_who_runs_out_of_memory_takes_its_last_turn_again(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judging four green circles does; the run is killed before the red ones of that batch are
+    kept."""
+    real, shrunk, reds = Brightness.score, threading.Event(), itertools.count()
+    kills = [False]
+
+    def score(self: Any, items: Any) -> Any:
+        if "green" in items[0].prompt and len(items) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        if kills[0] and "red" in items[0].prompt and next(reds) == 1:
+            assert shrunk.wait(60)
+            raise Killed
+        return real(self, items)
+
+    def shrink(self: Journal, how: Any) -> None:
+        noted(self, how)
+        shrunk.set()
+
+    noted = Journal.shrink
+    monkeypatch.setattr(Brightness, "score", score)
+    monkeypatch.setattr(Journal, "shrink", shrink)
+    runs = Runs(tmp_path, engine, num_prompts=2)
+    whole = runs.go_on("whole", 2)
+    assert sizes_of(whole) >= {2, 8}
+    shrunk.clear()
+    kills[0] = True
+    with pytest.raises(Killed):
+        runs.go_on("killed", 2)
+    kills[0] = False
+    assert left(runs.go_on("killed", 2)) == left(whole)
+
+
+@pytest.mark.parametrize("part", ["verifier_args", "judges"])
+def test_prompts_share_batches_under_an_ensemble(part: str, tmp_path: Path, engine: Engine) -> None:
+    """It hands on what is chosen to members who do not listen."""
+    ensemble = {"name": "ensemble", "verifiers": [NEAR]}
+    asked = {part: ensemble if part == "verifier_args" else [ensemble]}
+    folder = Runs(tmp_path, engine, budget={"nfe": 4}, **asked).go_on("run")
+    assert finished(folder) and sizes_of(folder) == {2, 3}
 
 
 def test_a_company_stops_together(

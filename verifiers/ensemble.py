@@ -34,7 +34,7 @@ class Ensemble(BaseVerifier):
     needs: ClassVar[str] = "what its members need"
     video: ClassVar[bool] = True  # each member sees to its own keyframes
 
-    _members: dict[str, Chosen] = field(default_factory=dict, init=False, repr=False)
+    members: dict[str, Chosen] = field(default_factory=dict, init=False, repr=False)
     _weights: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -52,9 +52,9 @@ class Ensemble(BaseVerifier):
             if not isinstance(weight, int | float) or not 0 < weight < math.inf:
                 raise UserError(f"The weight of '{name}' must be a number above 0, not {weight!r}.")
             metric = options.pop("choice_of_metric", None)
-            key = free_name(name, self._members)
-            self._members[key] = make_verifier(name, metric, options)
-            if self._members[key].pooled:
+            key = free_name(name, self.members)
+            self.members[key] = make_verifier(name, metric, options)
+            if self.members[key].pooled:
                 raise UserError(
                     f"'{name}' judges by a pool of its own and cannot be a member: name its members"
                     ' here, or give it "combine": "weighted".'
@@ -67,7 +67,7 @@ class Ensemble(BaseVerifier):
 
     @property
     def remote(self) -> bool:
-        return all(member.remote for member in self._members.values())
+        return all(member.remote for member in self.members.values())
 
     @property
     def takes_turns(self) -> bool:
@@ -79,35 +79,35 @@ class Ensemble(BaseVerifier):
 
     @property
     def preview_noise(self) -> float | None:
-        wanted = [m.preview_noise for m in self._members.values() if m.preview_noise is not None]
+        wanted = [m.preview_noise for m in self.members.values() if m.preview_noise is not None]
         return min(wanted, default=None)
 
     def check(self) -> None:
-        for member in self._members.values():
+        for member in self.members.values():
             member.check()
 
     def load(self, device: str) -> None:
-        for member in self._members.values():
+        for member in self.members.values():
             member.load(device)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        answers = {key: self._asked(key, items) for key in self._members}
+        answers = {key: self._asked(key, items) for key in self.members}
         return [self._joined({key: given[i] for key, given in answers.items()})
                 for i in range(len(items))]  # fmt: skip
 
     def _asked(self, key: str, items: Sequence[Item]) -> list[Score]:
         """A member's answers; nobody waits for the device while another machine thinks."""
-        member = self._members[key]
+        member = self.members[key]
         alone = member.remote or member.takes_turns
         with nullcontext() if alone else on_device():
             return member.score([item.of(key) for item in items])
 
     def chose(self, item: Item) -> None:
-        for member in self._members.values():
+        for member in self.members.values():
             member.chose(item)
 
     def offload(self) -> None:
-        for member in self._members.values():
+        for member in self.members.values():
             member.offload()
 
     def pool_values(self, pool: Sequence[Score]) -> list[float]:
@@ -116,7 +116,7 @@ class Ensemble(BaseVerifier):
         places = {
             key: place([score.members[key].value if key in score.members else math.nan
                         for score in pool])
-            for key in self._members
+            for key in self.members
         }  # fmt: skip
         return [
             self._mean({key: values[i] for key, values in places.items()}) for i in range(len(pool))
