@@ -33,6 +33,7 @@ from diffusers import (
 )
 from PIL import Image
 
+from pipelines.arguments import Classes, batched
 from pipelines.denoiser import Denoiser, denoisers
 from pipelines.window import StepWindow, Stretch, _substituted
 from tests.families import FAMILIES, PROMPT, Family
@@ -385,7 +386,9 @@ def test_only_texts_that_the_call_takes_lists_of_are_put_in_lists() -> None:
         "chi_prompt": ["Enhance.", "Prompt:"],
         "prompt_template": {"template": "{}"},
     }
-    arguments = Denoiser(Texts(), given)._batched(PROMPT, SEEDS)
+    pipe = Texts()
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    arguments = batched(parameters, Classes(pipe, parameters, ()), given, PROMPT, SEEDS)
     del arguments["generator"]
     assert arguments == {**given, "prompt": [PROMPT] * 2, "prompt_2": ["tall"] * 2}
 
