@@ -144,13 +144,12 @@ UNGUIDED = (1.0, 0.1)  # factors: the second leaves a batch without its rows of 
 CASES = [
     ("flux", (4, 1, 2, 8), (1.0,)),
     ("pixart", (2, 1, 3), (1.0,)),
-    *[("flux", order, (1.0, 0.5)) for order in ORDERS[1:]],
-    *[("klein", order, UNGUIDED) for order in ORDERS[:2]],
-    *[("pixart", order, UNGUIDED) for order in ORDERS],
+    ("flux", (1, 4, 2), (1.0, 0.5)),
+    ("klein", (4, 1, 2, 8), UNGUIDED),
+    ("pixart", (1, 4, 2), UNGUIDED),
     # Under 16 rows, where torch's convolutions on a CPU draw a line of their own, in float32.
-    *[("sd15", order, UNGUIDED) for order in ((4, 1, 2, 7), (1, 4, 2), (2, 1, 4, 1))],
-    ("sdxl", (4, 1, 2, 7), UNGUIDED),
-    *[("sd3", order, UNGUIDED) for order in ((4, 1, 2, 7), (1, 4, 2))],
+    ("sd15", (4, 1, 2, 7), UNGUIDED),
+    ("sd3", (1, 4, 2), UNGUIDED),
     *[(family, (4, 1, 2), (1.0,)) for family in ("wan", "ltx", "z_image", "sana", "dit")],
 ]
 

@@ -203,7 +203,7 @@ def test_what_shares_a_batch_does_not_depend_on_time(runs: Runs, shared: Path) -
     assert left(runs.go_on("both", prompts_at_once=6)) == left(shared)
 
 
-KILLS = [30, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 100, 9))]
+KILLS = [30, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 17, 55, 83))]
 
 
 @pytest.mark.parametrize("number", KILLS)
@@ -215,23 +215,22 @@ def test_a_killed_company_makes_the_same_batches_again(
     assert left(runs.go_on("killed")) == left(shared)
 
 
-@pytest.mark.parametrize("search", [{"search_method": "steering"}, {"search_method": "monitor"},
-                                    {"search_method": "draft"}, {"search_method": "random"}],
+@pytest.mark.parametrize("search", [{"search_method": "steering"}, {"search_method": "draft"}],
                          ids=lambda search: search["search_method"])  # fmt: skip
 @pytest.mark.slow
 def test_every_kind_of_wish_can_be_shared_killed_and_made_again(
     search: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Unscored stretches, changed guidance, drafts, wishes asked ahead; a verifier elsewhere that
-    wants previews; guidance's doubled rows."""
+    """Unscored stretches, drafts; a verifier elsewhere that wants previews; guidance's doubled
+    rows."""
     asked = {**on_stable_diffusion(4), "search_args": search, "budget": {"nfe": 24}}
     asked["verifier_args"] = {"name": "tests.interrupted:Early"}
     one = parse_config(config(**asked))
     made = load(one, plan(one))
     whole = Runs(tmp_path, made, **asked).go_on("whole")
     alone = Runs(tmp_path, made, **asked).go_on("alone", 1)
-    assert max(sizes_of(whole)) > max(sizes_of(alone)) or search["search_method"] == "random"
-    for number in (9, 33, 61):
+    assert max(sizes_of(whole)) > max(sizes_of(alone))
+    for number in (33,):
         folder = f"killed{number}"
         try:
             with killed_at(number):
@@ -297,7 +296,7 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [40, 50, 60, 70])
+@pytest.mark.parametrize("number", [60])
 def test_a_killed_company_of_which_one_fails_makes_the_same_batches_again(
     tmp_path: Path, engine: Engine, green_fails: list[int], number: int
 ) -> None:
