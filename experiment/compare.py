@@ -24,7 +24,7 @@ from experiment.config import ExperimentConfig
 from experiment.curves import write_curves
 from experiment.lock import locked
 from experiment.plan import Plan, refuse_cuts
-from experiment.prompts import Prompt
+from experiment.prompts import Prompt, grouped
 from experiment.resume import check_world, told_of
 from experiment.runner import Engine, load, plan
 from experiment.stops import Stopped, Watch, disk_full
@@ -48,10 +48,9 @@ class Comparison:
         return self.cells[0].planned.prompts
 
     @property
-    def blocks(self) -> Iterator[Sequence[Prompt]]:
+    def blocks(self) -> list[Sequence[Prompt]]:
         """The prompts, so many at a time as all methods take in turn."""
-        for start in range(0, len(self.prompts), self.config.block):
-            yield self.prompts[start : start + self.config.block]
+        return grouped(self.prompts, self.config.block)
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:

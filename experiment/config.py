@@ -184,7 +184,6 @@ class EngineArgs(Part):
     prompts_at_once: int | Literal["auto"] = Field(
         "auto", description="prompts that take turns: one is judged while another is denoised"
     )
-
     share_batches: int = Field(
         1,
         ge=1,

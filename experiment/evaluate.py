@@ -29,6 +29,7 @@ from pipelines.placement import Residence
 from pipelines.space import LatentSpace
 from search.core import Candidates, Rollout, Scored, joined
 from search.ledger import Cost, nfe_each
+from search.play import finishes
 from verifiers.base import Chosen, Item, Memory, Score
 
 logger = logging.getLogger(__name__)
@@ -269,8 +270,7 @@ class Evaluator:
         """For candidates that will be finished, the step after which the share of noise first falls
         below what the verifier names."""
         share = self._verifier.preview_noise
-        finished = rollout.until == self._space.steps and not rollout.draft
-        if share is None or not (rollout.score and finished) or rollout.gradient:
+        if share is None or not finishes(rollout, self._space) or rollout.gradient:
             return None
         return self._space.step_below(share)
 
@@ -282,14 +282,13 @@ class Evaluator:
         started = time.monotonic()
         moved, before = made.moved, made.before
         n = len(made.start)
-        finished = rollout.until == self._space.steps and not rollout.draft
         scores = [UNASKED] * n
         media: list[Any] = [None] * n
         if made.decoded is not None:
             decoded, finite = made.decoded
             memory = partial(self._journal.memory, rollout, made.start)
             scores = self._judge(decoded, finite, before.media or media, memory)
-            media = decoded.media if finished else media
+            media = decoded.media if finishes(rollout, self._space) else media
         cost = Cost(
             nfe=nfe_each(rollout) * n,
             rows=moved.rows + before.rows,

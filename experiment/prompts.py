@@ -130,5 +130,5 @@ def listed(texts: Iterable[Pair]) -> list[Prompt]:
 
 
 def grouped(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
-    """The prompts that keep company: so many in a row."""
+    """The prompts, so many in a row at a time; the last may be fewer."""
     return [prompts[begin : begin + size] for begin in range(0, len(prompts), size)]

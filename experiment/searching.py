@@ -80,7 +80,7 @@ class Experiment:
         self._maker = Maker(denoiser, self.verifier.score_pixels, sde if noisy else None)
         self._companies: dict[int, Company] = {}
         if self._company_size > 1:
-            self._refuse_alone()
+            self._refuse_sharing()
             denoiser.share(self._company_size)
 
     def run(self) -> None:
@@ -136,11 +136,11 @@ class Experiment:
         """Before a sitting: which of the prompts that it is to search for have failed before, or
         share batches with one that had no answers."""
         self._failed_before = {p.index for p in left if self._failure_path(p).exists()}
-        silent = {p.index for p in left if self._silence_path(p).exists()}
-        groups = grouped(self.planned.prompts, self._company_size)
-        quiet = [group for group in groups if any(p.index in silent for p in group)]
-        late = self._failed_before.union(p.index for group in quiet for p in group)
-        self._tried_before = {p.index for p in left if p.index in late}
+        self._tried_before = set(self._failed_before)
+        if self._company_size > 1:  # nobody else leaves such notes
+            for group in grouped(self.planned.prompts, self._company_size):
+                if any(self._silence_path(p).exists() for p in group):
+                    self._tried_before |= {p.index for p in group}
 
     def _opened(self) -> Progress:
         """What is done so far, the rest cleared away."""
@@ -186,7 +186,7 @@ class Experiment:
     def _company_size(self) -> int:
         return self.config.engine_args.share_batches
 
-    def _refuse_alone(self) -> None:
+    def _refuse_sharing(self) -> None:
         """Refuse to share batches where prompts cannot be searched for at once."""
         if self._at_once < self._company_size:
             raise UserError(

@@ -58,7 +58,7 @@ def batched(
         for name, value in call_args.items()
     }
     if "prompt" in parameters:
-        several = _per_candidate(parameters, "prompt", texts[0])
+        several = takes_several(parameters)
         assert several or len(set(texts)) == 1, "the call takes a single prompt"
         arguments["prompt"] = list(texts) if several else texts[0]
     if classes.asked(call_args):

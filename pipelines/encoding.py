@@ -213,8 +213,8 @@ def _copies(rows: Any) -> bool:
     if not all(isinstance(row, Tensor) and row.shape == rows[0].shape for row in rows):
         return False
     first = rows[0].float()
-    apart = max(float((row.float() - first).norm()) for row in rows)
-    return apart <= ROUNDING * float(first.norm())
+    apart = torch.stack([(row.float() - first).norm() for row in rows]).max()
+    return bool(apart <= ROUNDING * first.norm())
 
 
 def _frozen(value: Any) -> Any:
