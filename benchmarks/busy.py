@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipelines.denoiser import denoisers
+from pipelines.parts import denoisers
 
 Span = tuple[Any, Any]
 EVERY = 0.2  # seconds between two looks at the device

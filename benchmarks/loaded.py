@@ -28,9 +28,11 @@ from experiment.records import read_candidates
 from experiment.runner import Experiment, plan
 from experiment.store import RunStore
 from pipelines.compiling import compile_denoisers, undo
-from pipelines.denoiser import Decoded, Denoiser, denoisers
+from pipelines.denoiser import Denoiser
+from pipelines.made import Decoded
 from pipelines.memory import GB, Placement, needs_of
 from pipelines.memory_errors import free, out_of_memory
+from pipelines.parts import denoisers
 from pipelines.placement import settle
 from utils import UserError
 from verifiers.base import Chosen

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines.denoiser import Decoded
+from pipelines.made import Decoded
 from search.core import Candidates
 from search.ledger import Cost
 from verifiers.base import Score

@@ -17,9 +17,9 @@ from experiment.runner import Engine, check_or_write_world, world
 from experiment.shard_files import GATE, ShardStore
 from experiment.store import RunStore
 from pipelines.compiling import undo
-from pipelines.denoiser import denoisers
 from pipelines.loading import choose_device
 from pipelines.memory_errors import free
+from pipelines.parts import denoisers
 
 REFITTED = ("attention", "batch_size", "compile")  # of engine_args, without loading again
 CHOSEN = (*REFITTED, "vae")

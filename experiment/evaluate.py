@@ -23,7 +23,8 @@ from experiment.overlap import one_behind
 from experiment.prompts import Prompt
 from experiment.stops import Stopped
 from pipelines.batching import ladder, spans
-from pipelines.denoiser import Decoded, Denoiser
+from pipelines.denoiser import Denoiser
+from pipelines.made import Decoded
 from pipelines.memory_errors import free, out_of_memory
 from pipelines.placement import Residence
 from pipelines.space import LatentSpace

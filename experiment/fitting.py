@@ -12,8 +12,9 @@ from experiment.plan import Plan
 from experiment.speed import compiles, images_at_once, measures_attention, measures_batches
 from pipelines.attention import can_attend, check_attention
 from pipelines.compiling import retraced, undo
-from pipelines.denoiser import Denoiser, denoisers
+from pipelines.denoiser import Denoiser
 from pipelines.memory import GB, tensor_bytes
+from pipelines.parts import denoisers
 from pipelines.tuning import remembered_attention, remembered_size
 from utils import UserError
 from verifiers.base import Chosen

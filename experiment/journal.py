@@ -29,7 +29,7 @@ from experiment.prompts import Prompt
 from experiment.rows import as_sum
 from experiment.stops import SILENT
 from experiment.store import RunStore
-from pipelines.denoiser import Decoded
+from pipelines.made import Decoded
 from search.core import Candidates, Rollout
 from search.ledger import Cost
 from utils import UserError

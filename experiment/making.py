@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from experiment.batches import Made, Moved, Preview
-from pipelines.denoiser import Decoded, Denoised, Denoiser
+from pipelines.denoiser import Denoiser
 from pipelines.gradient import climbed
+from pipelines.made import Decoded, Denoised
 from pipelines.sde import Sde
 from pipelines.space import noised
 from search.core import Candidates, Rollout, joined

@@ -38,7 +38,7 @@ from experiment.stops import Stopped
 from experiment.store import RunStore, refuse_unwritable
 from experiment.tracker import asked_trackers
 from experiment.trackers import Trackers, tracked
-from pipelines.denoiser import Denoiser, named_denoisers
+from pipelines.denoiser import Denoiser
 from pipelines.loading import (
     check_dtype,
     choose_device,
@@ -49,7 +49,7 @@ from pipelines.loading import (
     pipeline_index,
     refuse_reserved,
 )
-from pipelines.parts import kind_of, models_of
+from pipelines.parts import kind_of, models_of, named_denoisers
 from pipelines.placement import settle
 from pipelines.profiles import check_profile, copies_needed
 from pipelines.quantization import check_quantization

@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -21,11 +21,13 @@ from torch import Tensor
 
 from pipelines.arguments import Classes, Texts, batched, each_text, takes_several
 from pipelines.attention import preferring
-from pipelines.developing import Developer, Undeveloped
+from pipelines.developing import Developer
 from pipelines.encoding import REMEMBERED, Encodings
 from pipelines.guidance import guiding
 from pipelines.layout import Layout, index_noise
+from pipelines.made import Decoded, Denoised, Drawn, together
 from pipelines.memory_errors import free, out_of_memory
+from pipelines.parts import denoisers, named_denoisers
 from pipelines.placement import Residence
 from pipelines.precise import coarse, in_float32, watched
 from pipelines.profiles import THRESHOLD, Profile, make_profile, uncached
@@ -35,52 +37,6 @@ from pipelines.window import Halt, StepWindow, Stretch, window
 from utils import UserError
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Fresh noise as the pipeline draws it, and where on the schedule it stands."""
-
-    latents: Tensor
-    step: int
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """Latents further on, the last step's estimate of the clean ones, rows denoised on the way.
-
-    noise_scale: of the noise that the latents are still without, [n] or shaped like them; None
-    after steps that add none.
-    """
-
-    latents: Tensor
-    clean: Tensor
-    rows: int
-    noise_scale: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What people see of each candidate.
-
-    pictures: PIL images, or videos' lists of PIL frames, or what either is still to be made of.
-    """
-
-    pictures: list[Any]
-    filtered: list[bool]  # blackened by the pipeline's own safety checker
-    sound: list[bool]  # decoded to finite numbers
-    again: list[bool]  # decoded a second time, in float32, for the decoder had overflowed
-
-    @functools.cached_property
-    def media(self) -> list[Any]:
-        """PIL images, or videos' lists of PIL frames: made when first asked for, out of turn."""
-        return [p.developed() if isinstance(p, Undeveloped) else p for p in self.pictures]
-
-    def part(self, where: slice) -> Decoded:
-        """Of some of the candidates."""
-        return Decoded(
-            self.pictures[where], self.filtered[where], self.sound[where], self.again[where]
-        )
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -294,7 +250,7 @@ class Denoiser:
                             texts[mine], latents[mine], seeds[mine], start, until, guidance, sde
                         )
                     )
-        return _together(parts)
+        return together(parts)
 
     def _denoised(
         self,
@@ -509,31 +465,3 @@ class Denoiser:
             self._rows += len(args[0] if args else kwargs[first])
 
         return before_forward
-
-
-def _together(parts: Sequence[Denoised]) -> Denoised:
-    """Batches as one."""
-    scales = [part.noise_scale for part in parts if part.noise_scale is not None]
-    return Denoised(
-        torch.cat([part.latents for part in parts]),
-        torch.cat([part.clean for part in parts]),
-        sum(part.rows for part in parts),
-        torch.cat(scales) if scales else None,
-    )
-
-
-def denoisers(pipe: Any) -> list[torch.nn.Module]:
-    """The pipeline's diffusers models that are no autoencoders: UNet, transformer, its experts."""
-    from diffusers import ModelMixin
-
-    return [
-        part
-        for part in pipe.components.values()
-        if isinstance(part, ModelMixin) and not hasattr(part, "decode")
-    ]
-
-
-def named_denoisers(pipe: Any) -> dict[str, torch.nn.Module]:
-    """The same by their names in the pipeline."""
-    own = {id(module) for module in denoisers(pipe)}
-    return {name: part for name, part in pipe.components.items() if id(part) in own}

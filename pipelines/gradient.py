@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pipelines.denoiser import Denoised, Denoiser
+from pipelines.denoiser import Denoiser
+from pipelines.made import Denoised
 from pipelines.sde import Sde, with_noise
 from utils import UserError
 

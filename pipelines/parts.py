@@ -1,4 +1,4 @@
-"""The models that a pipeline consists of, and what each is for; no weight is loaded."""
+"""The models that a pipeline consists of, and what each is for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def kind_of(model: Any) -> Kind:
 
 
 def models_of(index: Mapping[str, Any]) -> Iterator[tuple[str, type]]:
-    """Names and classes of the pipeline's components that have weights."""
+    """Names and classes of the components with weights, by a pipeline's index; none is loaded."""
     for name, value in index.items():
         if not (isinstance(value, list) and len(value) == 2 and all(value)):
             continue
@@ -35,3 +35,15 @@ def models_of(index: Mapping[str, Any]) -> Iterator[tuple[str, type]]:
         found = getattr(place, class_name, None)
         if isinstance(found, type) and issubclass(found, nn.Module):
             yield name, found
+
+
+def named_denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """A loaded pipeline's UNet, transformer, or its experts, by their names in the pipeline."""
+    return {
+        name: part for name, part in pipe.components.items() if kind_of(type(part)) == "denoiser"
+    }
+
+
+def denoisers(pipe: Any) -> list[nn.Module]:
+    """A loaded pipeline's UNet, transformer, or its experts."""
+    return list(named_denoisers(pipe).values())

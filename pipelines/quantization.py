@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from pipelines.parts import kind_of
+from pipelines.parts import denoisers
 from utils import UserError
 
 WEIGHT_BYTES = {"int8": 1.0, "4bit": 0.5625}  # of a linear layer; 4bit with a scale for each 64
@@ -74,9 +74,8 @@ def kept_from_fp8(model: Any, layer: str) -> bool:
 
 def store_in_fp8(pipe: Any, dtype: Any) -> None:
     """Keep weights in 8-bit floats; each layer is cast as it computes, norms stay as they are."""
-    for model in pipe.components.values():
-        if kind_of(type(model)) == "denoiser":
-            stored_in_fp8(model, dtype)
+    for model in denoisers(pipe):
+        stored_in_fp8(model, dtype)
 
 
 def stored_in_fp8(model: Any, dtype: Any) -> None:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pipelines.batching import spans
-from pipelines.denoiser import Denoiser, Drawn
+from pipelines.denoiser import Denoiser
 from pipelines.layout import Layout
+from pipelines.made import Drawn
 from pipelines.schedule import Level, renoised
 from pipelines.sde import unit_noise, with_noise
 from search.core import Candidates, draft_steps

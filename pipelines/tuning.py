@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipelines.denoiser import Denoiser, denoisers
+from pipelines.denoiser import Denoiser
 from pipelines.memory_errors import free, out_of_memory
+from pipelines.parts import denoisers
 from utils import cache_folder, digest, one_at_a_time, write_atomically
 
 logger = logging.getLogger(__name__)

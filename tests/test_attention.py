@@ -27,8 +27,9 @@ from experiment.speed import measures_attention
 from experiment.store import RunStore
 from pipelines.attention import KERNELS, can_attend, preferring
 from pipelines.compiling import retraced
-from pipelines.denoiser import Denoiser, denoisers
+from pipelines.denoiser import Denoiser
 from pipelines.gradient import climbed
+from pipelines.parts import denoisers
 from pipelines.tuning import faster_attention, remembered_attention
 from tests.families import FAMILIES
 from tests.graders import Watcher

@@ -16,7 +16,7 @@ from benchmarks.busy import covered
 from benchmarks.device import fresh_compiler, graphs, recompilations
 from benchmarks.gpu_results import RECOMPILATIONS, Record, bars, read_all
 from benchmarks.loaded import Bench
-from pipelines.denoiser import denoisers
+from pipelines.parts import denoisers
 from utils import UserError
 
 MACHINE = {"device": "a GPU", "packages": {"torch": "2", "diffusers": "0"}, "git_revision": None,

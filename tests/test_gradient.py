@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.denoiser import Denoiser, denoisers
+from pipelines.denoiser import Denoiser
 from pipelines.gradient import climbed
+from pipelines.parts import denoisers
 from pipelines.sde import Sde
 from tests.families import FAMILIES
 from utils import UserError

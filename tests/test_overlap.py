@@ -17,7 +17,7 @@ from experiment.resume import finished
 from experiment.runner import Engine, load, plan
 from experiment.searching import Experiment
 from experiment.store import RunStore
-from pipelines.denoiser import denoisers
+from pipelines.parts import denoisers
 from tests.graders import Far
 from tests.interrupted import Killed, content, killed_at
 from tests.test_run import config

@@ -17,9 +17,10 @@ from benchmarks.profiles import agreement
 from experiment.config import parse_config
 from experiment.records import read_candidates
 from experiment.runner import load, plan
-from pipelines.denoiser import Denoiser, denoisers, named_denoisers
+from pipelines.denoiser import Denoiser
 from pipelines.loading import load_pipeline
 from pipelines.memory import HEADROOM, Placement, needs_of
+from pipelines.parts import denoisers, named_denoisers
 from pipelines.placement import Residence, settle
 from pipelines.profiles import check_profile, copies_needed
 from tests.test_run import config, ran, rows_of

@@ -16,7 +16,8 @@ from torch import Tensor
 from benchmarks.gpu_results import RECOMPILATIONS
 from pipelines.batch_marks import sharing_graphs
 from pipelines.compiling import compile_denoisers, convolves, retraced, undo
-from pipelines.denoiser import Denoiser, denoisers
+from pipelines.denoiser import Denoiser
+from pipelines.parts import denoisers
 from tests.families import FAMILIES
 
 ORDERS = [(4, 1, 2, 8), (1, 4, 2), (2, 1, 4, 1), (8, 4, 2, 1)]

@@ -18,7 +18,7 @@ from PIL import Image
 from experiment.config import parse_config
 from experiment.guests import Apart, Neighbor, placed, seated, verifier_device
 from experiment.runner import Engine, load, plan
-from pipelines.denoiser import denoisers
+from pipelines.parts import denoisers
 from tests.graders import Near
 from tests.test_run import config, ran, results
 from utils import UserError

@@ -34,7 +34,8 @@ from diffusers import (
 from PIL import Image
 
 from pipelines.arguments import Classes, batched
-from pipelines.denoiser import Denoiser, denoisers
+from pipelines.denoiser import Denoiser
+from pipelines.parts import denoisers
 from pipelines.window import StepWindow, Stretch, _substituted
 from tests.families import FAMILIES, PROMPT, Family
 from utils import UserError
