@@ -63,6 +63,12 @@ def test_a_budget_is_shared_out(nfe: int, keep: int, explore: int) -> None:
     assert (fitted.keep, fitted.explore) == (keep, explore)
 
 
+def test_a_limit_of_its_own_is_not_raised_by_the_budget() -> None:
+    assert Draft(explore=40).sized(20, 320).explore == 40
+    assert Draft(explore=0).sized(20, 320).explore == 0
+    assert Draft(explore=400).sized(20, 320).explore == 240
+
+
 def test_a_search_that_does_more_than_choose_a_noise_is_refused() -> None:
     with pytest.raises(ValueError, match="'halving' does more than choose"):
         Draft({"search_method": "halving"})

@@ -104,6 +104,27 @@ def test_the_papers_levels_make_four_turns_of_a_long_schedule() -> None:
     ]
 
 
+@pytest.mark.parametrize("shift", [1, 3])
+@pytest.mark.parametrize("steps", [20, 28, 30, 50])
+def test_the_papers_levels_make_four_turns_of_the_usual_schedules(steps: int, shift: int) -> None:
+    """Where no four steps lie below a level of 0.11, they start earlier, each to gain a step."""
+    space = ToySpace(steps)
+    space.sigmas = shift * space.sigmas / (1 + (shift - 1) * space.sigmas)
+    first, *turns = wishes(Paths(), space)
+    assert steps - 6 <= first.until <= steps - 4
+    assert [w.until for w in turns] == [steps - 3, steps - 2, steps - 1, steps]
+    assert all(w.score for w in turns)
+    backs = [w.candidates.step for w in turns]
+    assert [float(space.sigmas[back]) for back in backs] == pytest.approx(
+        [0.89, 0.86, 0.83, 0.80], abs=1.5 / steps
+    )
+
+
+def test_few_steps_make_turns_from_halfway_on() -> None:
+    asked = wishes(Paths(), ToySpace(steps=4))
+    assert [(w.candidates.step, w.until) for w in asked] == [(0, 2), (1, 3), (1, 4)]
+
+
 def test_the_best_detours_of_all_paths_together_go_on_and_their_origins_do_not_compete() -> None:
     flow, answer = Paths(2, 3, **OFF_GRID).flow(ToySpace()), Answers()
     turn = flow.send(answer(next(flow), [9.0, 9.0]))
@@ -193,7 +214,8 @@ def test_what_is_left_after_a_pass_is_spent_on_smaller_ones() -> None:
     space = ToySpace()
     answers = list(play(Paths(), space, ToyEngine(space), Ledger(Budget(nfe=300))))
     assert 290 < sum(a.cost.nfe for a in answers) <= 300
-    assert {a.rollout.until for a in answers if a.rollout.score} == {10}
+    ends = [a.rollout.until for a in answers if a.rollout.score]
+    assert ends[:4] == [7, 8, 9, 10] and set(ends[4:]) == {10}  # a pass, and best of what is left
 
 
 @pytest.mark.parametrize(

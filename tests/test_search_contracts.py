@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
 
 from search import SEARCHES, search_class
-from search.ledger import Budget, Ledger
+from search.core import Rollout, Scored
+from search.ledger import Budget, Cost, Ledger
 from search.methods.monitor import Monitor
 from search.methods.rbf import Rbf
 from search.methods.zero_order import ZeroOrder
@@ -58,6 +60,21 @@ def test_never_over_budget_and_the_ledger_equals_the_rows_run(build, limit: int)
     answers, engine, ledger = played(build(), Budget(nfe=limit))
     assert engine.rows == ledger.spent.nfe == sum(a.cost.nfe for a in answers)
     assert limit - 10 < ledger.spent.nfe <= limit  # no more left than one image of 10 steps
+
+
+@pytest.mark.parametrize("limit", [20, 115, 402])
+def test_rows_can_be_the_budget_where_each_nfe_takes_two(build, limit: int) -> None:
+    search, space = build(), ToySpace()
+    engine = ToyEngine(space, stochastic="stochastic" in search.needs)
+
+    def guided(wish: Rollout) -> tuple[Scored, Cost]:
+        scored, cost = engine(wish)
+        return scored, replace(cost, rows=2 * cost.rows)
+
+    ledger = Ledger(Budget(rows=limit), rows_each=2)
+    answers = list(play(search, space, guided, ledger))
+    assert 2 * engine.rows == ledger.spent.rows == sum(a.cost.rows for a in answers)
+    assert limit - 20 < ledger.spent.rows <= limit  # no more left than one image of 10 steps
 
 
 def test_verifications_can_be_the_budget(build) -> None:

@@ -1,9 +1,10 @@
 """Explore with few steps, then render the best again exactly, around any search over noises.
 
 Drafts are images of a shorter schedule from the same noises, as SES's authors preview
-(Spectral Evolution Search, 2026) and as draft-then-commit schemes do (CachedSearch, 2026, with a
-feature cache in place of fewer steps). How far a draft foretells its image depends on the model:
-half the steps keep most of it, a few steps little. `main.py --probe` measures it.
+(Spectral Evolution Search, arXiv 2602.03208) and as draft-then-commit schemes do (CachedSearch,
+arXiv 2607.23159, with a feature cache in place of fewer steps). How far a draft foretells its image
+depends on the model: half the steps keep most of it, a few steps little. `main.py --probe` measures
+it.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ class Draft:
 
     inner: search_args of a search over initial noises: its search_method, options, and
     search_rounds (without a budget 4). share: the drafts' share of the steps; 1 where each step is
-    cheaper (engine_args.profile). keep: noises rendered
-    exactly; a budget that pays for fewer drafts than these renders fewer, and where a share of the
-    steps is all of them every image is rendered at once. explore: NFE for drafts;
-    None, where there is a budget: what rendering leaves of it.
+    cheaper (engine_args.profile). keep: noises rendered exactly; a budget that pays for fewer
+    drafts than these renders fewer, and where a share of the steps is all of them every image is
+    rendered at once. explore: the most NFE for drafts; None, where there is a budget: what
+    rendering leaves of it.
     """
 
     inner: Mapping[str, Any] = field(default_factory=lambda: {"search_method": "random"})
@@ -78,7 +79,8 @@ class Draft:
             return replace(self, keep=max(1, min(self.keep, nfe // steps)), explore=0)
         keep = max(1, min(self.keep, nfe // (steps + 2 * draft)))
         left = nfe - keep * steps
-        return replace(self, keep=keep, explore=left if left >= 2 * draft else 0)
+        explore = left if self.explore is None else min(left, self.explore)
+        return replace(self, keep=keep, explore=explore if explore >= 2 * draft else 0)
 
     def _cheaper(self, steps: int, draft: int) -> bool:
         """Whether drafts cost less than images; those of share 1 do by something else."""

@@ -10,7 +10,9 @@ child is judged in the call that is also its step, so a chain's last child costs
 the last step leaves of the quota is the driver's to spend on another pass; and noises are compared
 after a quarter of the steps, the paper's after one. A flow model's first variance-preserving step
 forgets the noise that it began with, for its level holds no signal, and a preview of it tells
-nothing of the image (on the bundled FLUX their rank correlation is zero).
+nothing of the image (on the bundled FLUX their rank correlation is zero). The schedule stays the
+pipeline's own, where the authors' conversion to a variance-preserving path also moves the times
+(t' = sqrt(1 - (1 - t)^2)): a path that can be cut anywhere has to keep one grid.
 """
 
 from __future__ import annotations
@@ -72,10 +74,10 @@ class Rbf:
     chains: paths. init_particles: noises a chain starts from the best of. quota: children a step
     may try, in the mean. accept: "rollover", a child that beats the best score its path was taken
     on with; "threshold", one that reaches `threshold`, a score in the verifier's own unit, or unset
-    the median of all scores so far, which rises as previews sharpen and which a typical child
-    reaches in two tries. at_once: children tried together; the best of a group is what counts, and
-    the whole group is paid for. check_from: share of the steps to take plainly before noises are
-    compared; the paper's 0 compares them after one.
+    the median of the scores at this step and the one before, which rises as previews sharpen and
+    which a typical child reaches in two tries. at_once: children tried together; the best of a
+    group is what counts, and the whole group is paid for. check_from: share of the steps to take
+    plainly before noises are compared; the paper's 0 compares them after one.
 
     A budget decides over `quota`, which takes what there is. Where it is small, first chains and
     then noises are fewer.
@@ -116,7 +118,7 @@ class Rbf:
         noises = space.draw(self.chains * self.init_particles)
         start = step_at(space, self.check_from)
         scored = yield Rollout(noises, until=start, round=1)
-        seen = _known(scored)
+        before, seen = _known(scored), []
         firsts = _winners(scored, [self.init_particles] * self.chains)
         chains = [Chain(candidate, score, self.quota) for candidate, score in firsts]
         for step in range(start, space.steps):
@@ -125,7 +127,7 @@ class Rbf:
                 numbers = [min(self.at_once, chains[c].quota) for c in trying]
                 families = zip(trying, numbers, strict=True)
                 children = joined(self._children(space, chains[c], n) for c, n in families)
-                bars = {c: self._bar(chains[c], seen) for c in trying}
+                bars = {c: self._bar(chains[c], before + seen) for c in trying}
                 scored = yield Rollout(children, until=step + 1, round=1)
                 seen += _known(scored)
                 for c, n, won in zip(trying, numbers, _winners(scored, numbers), strict=True):
@@ -133,6 +135,7 @@ class Rbf:
                 trying = [
                     c for c in trying if chains[c].quota and not self._passes(chains[c], bars[c])
                 ]
+            before, seen = seen, []
             chains = [chain.advanced(self.quota) for chain in chains]
 
     def _children(self, space: Space, chain: Chain, n: int) -> Candidates:

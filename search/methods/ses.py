@@ -10,7 +10,10 @@ refitted Gaussian otherwise grows with every generation and its noises leave the
 model was trained on; as the bands are orthogonal, the whole noise keeps its norm too. Blocks of
 unequal size replace padding where 2**dwt_level does not divide the latents' sides.
 
-The original scores previews of fewer steps: the `draft` wrapper does that for any search.
+The original scores previews of fewer steps: the `draft` wrapper does that for any search. Its five
+elites of ten, refitted without smoothing, are kept as the default: they gain most within the first
+50 images and stall after some 200, for their variance is spent. Larger generations and smoothing
+(30, 10 and 0.5) go on to the optimum.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SVDD, soft value-based decoding in diffusion (Li et al. 2024, arXiv 2408.08252, PM variant).
+"""SVDD, soft value-based decoding in diffusion (Li et al. 2024, arXiv 2408.08252, Algorithm 1).
 
 A child's value is the score of its clean estimate, as in the paper's posterior-mean variant. Two
 things differ. The paper asks the denoiser once more for each child's estimate; here candidates are
