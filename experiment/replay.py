@@ -211,7 +211,9 @@ class Maker:
     def _perturbed(self, seed: int, recipe: Mapping[str, Any]) -> Candidates:
         parent = noised(self._parent(recipe))
         noise = unit_noise((seed,), parent.latents)
-        moved = neighbours(parent, noise, recipe["cosine"], lambda: self._levels)
+        drawn = recipe.get("drawn")  # where sampling starts from a picture
+        still = None if drawn is None else self._denoiser.picture(self._prompt.text, drawn)
+        moved = neighbours(parent, noise, recipe["cosine"], lambda: self._levels, still)
         return Candidates(moved, parent.step, (seed,))
 
     def _renoised(self, seed: int, recipe: Mapping[str, Any]) -> Candidates:

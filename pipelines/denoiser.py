@@ -24,7 +24,7 @@ from pipelines.attention import preferring
 from pipelines.developing import Developer
 from pipelines.encoding import REMEMBERED, Encodings
 from pipelines.guidance import guiding
-from pipelines.layout import Layout, index_noise
+from pipelines.layout import Layout, index_noise, no_noise
 from pipelines.made import Decoded, Denoised, Drawn, together
 from pipelines.memory_errors import free, out_of_memory
 from pipelines.parts import denoisers, named_denoisers
@@ -214,6 +214,13 @@ class Denoiser:
         seen = self._run(prompt, Stretch(0, None, None, tuple(seeds)), halt_at_forward=True)
         assert seen.state is not None and not seen.taken, "nothing was denoised before the loop"
         return Drawn(seen.state, seen.first)
+
+    @_in_turn
+    def picture(self, prompt: str, seed: int) -> Tensor:
+        """The part of a fresh candidate's latents that is no noise, [1, ...]: what the picture that
+        sampling starts from leaves in them."""
+        with no_noise(self.pipe):
+            return self.draw(prompt, (seed,)).latents
 
     @_in_turn
     def denoise(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from utils import UserError
 
+UNFOUND = "Where this pipeline draws its noise could not be found."
 BASE = 64  # digits this small survive scaling and rounding in bf16
 
 
@@ -66,7 +67,7 @@ class PositionDigits:
         """
         latents = draw().cpu().double()
         if self.shape is None:
-            raise UserError("Where this pipeline draws its noise could not be found.")
+            raise UserError(UNFOUND)
         total = torch.Size(self.shape).numel()
         scale = float(latents.sum()) / float((torch.arange(total) % BASE).sum())
         index = torch.zeros(latents[0].numel(), dtype=torch.long)
@@ -89,11 +90,37 @@ class PositionDigits:
 @contextmanager
 def index_noise(pipe: Any) -> Iterator[PositionDigits]:
     """Within this block the pipeline's first latents hold digits of positions, not noise."""
-    source = getattr(type(pipe), "prepare_latents", type(pipe).__call__)
-    module: Any = sys.modules[inspect.unwrap(source).__module__]
-    original, digits = module.randn_tensor, PositionDigits()
-    module.randn_tensor = digits.noise
-    try:
+    digits = PositionDigits()
+    with _noise_from(pipe, digits.noise):
         yield digits
+
+
+@contextmanager
+def no_noise(pipe: Any) -> Iterator[None]:
+    """Within this block the pipeline's first latents hold no noise: only a picture's part."""
+
+    asked = []
+
+    def nothing(shape: Any, *_: Any, **options: Any) -> Tensor:
+        asked.append(tuple(shape))
+        return torch.zeros(asked[-1], device=options.get("device"), dtype=options.get("dtype"))
+
+    with _noise_from(pipe, nothing):
+        yield
+    if not asked:
+        raise UserError(UNFOUND)
+
+
+@contextmanager
+def _noise_from(pipe: Any, source: Callable[..., Tensor]) -> Iterator[None]:
+    """Within this block the pipeline takes its first noise from here."""
+    maker = getattr(type(pipe), "prepare_latents", type(pipe).__call__)
+    module: Any = sys.modules[inspect.unwrap(maker).__module__]
+    if not hasattr(module, "randn_tensor"):
+        raise UserError(UNFOUND)
+    original = module.randn_tensor
+    module.randn_tensor = source
+    try:
+        yield
     finally:
         module.randn_tensor = original

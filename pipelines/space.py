@@ -47,6 +47,7 @@ class LatentSpace:
         self._next = [0]  # shared with the drafted space
         self._twins: dict[Any, Drawn] | None = None  # what one of two twins has drawn
         self._drafted: dict[int, LatentSpace] = {}  # by their steps
+        self._pictures: dict[int, Tensor] = {}  # by the seeds of fresh candidates
         self._inference_steps: int | None = None  # of a draft's schedule
         self.drafts: dict[int, int] = {0: 0}  # steps of drafted schedules: their inference steps
         self.first, self.steps = denoiser.span(prompt, batch_size)
@@ -75,14 +76,40 @@ class LatentSpace:
         return self._twins[key]
 
     def perturb(self, around: Candidates, n: int, cosine: float) -> Candidates:
-        """On the shell at step 0; later the noise's share of a point's variance is renewed."""
+        """On the noise's shell where sampling starts; later its share of a point's variance is
+        renewed, which adds to it."""
         centres = noised(around).select(repeat_each(len(around), n))
-        seeds = self._seeds(
-            [{"op": "perturb", "of": s, "at": around.step, "cosine": cosine} for s in centres.seeds]
-        )
+        recipes = [
+            {"op": "perturb", "of": s, "at": around.step, "cosine": cosine} for s in centres.seeds
+        ]
+        still = self._pictures_of(centres.seeds, recipes) if around.step == self.first > 0 else None
+        seeds = self._seeds(recipes)
         noise = unit_noise(seeds, centres.latents)
-        moved = neighbours(centres, noise, cosine, lambda: self._levels)
+        moved = neighbours(centres, noise, cosine, lambda: self._levels, still)
         return Candidates(moved, around.step, seeds, parents=centres.parents)
+
+    def _pictures_of(self, seeds: Sequence[int], recipes: list[dict[str, Any]]) -> Tensor | None:
+        """What is no noise in these candidates, [n, ...], written down in their recipes; None where
+        one of them is no neighbour, however far, of a fresh candidate."""
+        drawn = [self._drawn_as(seed) for seed in seeds]
+        known = [root for root in drawn if root is not None]
+        if len(known) < len(drawn):
+            return None
+        for recipe, root in zip(recipes, known, strict=True):
+            recipe["drawn"] = root
+        return torch.cat([self.picture(root) for root in known])
+
+    def picture(self, drawn: int) -> Tensor:
+        """What is no noise in the latents drawn with this seed, [1, ...]."""
+        if drawn not in self._pictures:
+            self._pictures[drawn] = self._denoiser.picture(self._prompt, drawn)
+        return self._pictures[drawn]
+
+    def _drawn_as(self, seed: int) -> int | None:
+        """The seed of the fresh candidate that this one is a neighbour of, however far."""
+        while (recipe := self.recipes[seed])["op"] == "perturb":
+            seed = recipe["of"]
+        return seed if recipe["op"] == "draw" else None
 
     def renoise(self, candidates: Candidates, to: int) -> Candidates:
         candidates = noised(candidates)
@@ -170,15 +197,22 @@ def neighbours(
     noise: Tensor,
     cosine: float,
     levels: Callable[[], Sequence[Level]],
+    still: Tensor | None = None,
 ) -> Tensor:
-    """A point near each centre, towards its unit noise: at step 0 on its shell.
+    """A point near each centre, towards its unit noise.
 
-    Later x' = x + noise level * sqrt(2 - 2 cosine) * n, as far from x in the noise's own units as
-    a point of the shell at this cosine lies from its centre; only then are the levels asked for.
+    At step 0, and where `still` tells what in the latents is a picture's part and no noise, it is a
+    point of the noise's shell. Elsewhere x' = x + noise level * sqrt(2 - 2 cosine) * n, as far from
+    x in the noise's own units as a point of the shell at this cosine lies from its centre; only
+    then are the levels asked for.
     """
     latents = centres.latents
     if centres.step == 0:
         return on_shell(latents, noise, cosine)
+    if still is not None:
+        part = still.double()
+        moved = part + on_shell(latents.double() - part, noise, cosine)
+        return moved.to(latents.dtype)
     reach = levels()[centres.step].noise * (2 - 2 * cosine) ** 0.5
     return (latents.double() + reach * noise.double()).to(latents.dtype)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from diffusers import FluxImg2ImgPipeline, StableDiffusionImg2ImgPipeline, Stabl
 from PIL import Image
 
 from experiment.config import load_config, parse_config
+from experiment.replay import replay
 from experiment.runner import plan, run
 from main import main
 from pipelines.denoiser import Denoiser
@@ -124,6 +126,8 @@ def test_zero_order_moves_where_sampling_starts_by_noise_that_fits(
     rows = rows_of(folder)
     near = [row for row in rows if row["recipe"]["op"] == "perturb"]
     assert near and all(row["recipe"]["cosine"] == 0.9 and row["parents"] for row in near)
+    assert all(row["recipe"]["drawn"] == rows[0]["seed"] for row in near[:2])
+    assert replay(folder, str([row for row in near if row["path"]][-1]["id"]), {}).same
     assert {row["status"] for row in rows} == {"ok"}
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["prompts"][0]["best"]["score"] == max(row["score"] for row in rows)
@@ -132,14 +136,34 @@ def test_zero_order_moves_where_sampling_starts_by_noise_that_fits(
     assert [r["score"] for r in rows_of(again.folder)] == [r["score"] for r in rows]
 
 
-def test_neighbours_midway_lie_as_far_off_as_their_noise_says() -> None:
+@each
+def test_neighbours_lie_on_the_noises_shell_and_stay_there(name: str) -> None:
+    """The picture's part stays as it is, and 20 rounds of neighbours add no noise."""
+    family = FAMILIES[f"{name}_img2img"]
+    denoiser = Denoiser(family.build(), family.call_args)
+    space = LatentSpace(denoiser, PROMPT)
+    pivot = space.draw(1)
+    assert pivot.step == space.first > 0
+    still = denoiser.picture(PROMPT, pivot.seeds[0])
+    level = denoiser.schedule(PROMPT)[space.first].noise
+    first = (pivot.latents - still).flatten(1)
+    assert float(first.std()) == pytest.approx(level, rel=0.3)  # of some 64 numbers
+    for cosine in (0.5, 0.0, -1.0):
+        near = (space.perturb(pivot, 1, cosine).latents - still).flatten(1)
+        assert float(torch.cosine_similarity(near, first)) == pytest.approx(cosine, abs=1e-4)
+    for _ in range(20):
+        pivot = space.perturb(pivot, 1, 0.9)
+    last = (pivot.latents - still).flatten(1)
+    assert float(last.norm()) == pytest.approx(float(first.norm()), rel=1e-4)
+
+
+def test_neighbours_of_points_on_the_way_lie_as_far_off_as_their_noise_says() -> None:
     family = FAMILIES["flux_img2img"]
     denoiser = Denoiser(family.build(), family.call_args)
     space = LatentSpace(denoiser, PROMPT)
-    drawn = space.draw(1)
-    assert drawn.step == space.first > 0
-    near = space.perturb(drawn, 8, 0.9)
-    moved = (near.latents - drawn.latents).flatten(1).square().mean(1).sqrt()
+    taken_back = space.renoise(replace(space.draw(1), step=space.first + 1), space.first)
+    near = space.perturb(taken_back, 8, 0.9)
+    moved = (near.latents - taken_back.latents).flatten(1).square().mean(1).sqrt()
     level = denoiser.schedule(PROMPT)[space.first].noise
     assert torch.allclose(moved, torch.full((8,), level * 0.2**0.5), rtol=0.2)
 

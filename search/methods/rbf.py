@@ -118,7 +118,8 @@ class Rbf:
         noises = space.draw(self.chains * self.init_particles)
         start = step_at(space, self.check_from)
         scored = yield Rollout(noises, until=start, round=1)
-        before, seen = _known(scored), []
+        before = _known(scored)
+        seen: list[float] = []
         firsts = _winners(scored, [self.init_particles] * self.chains)
         chains = [Chain(candidate, score, self.quota) for candidate, score in firsts]
         for step in range(start, space.steps):
