@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 DEMO = output/demo
 # Every test runs on one thread, so a process a core.
-TEST = $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist
+TEST = $(RUN) -m pytest -q -n auto --maxprocesses 4 --durations 40 --dist
 
 .PHONY: demo test slow fuzz check format schema bench
 
