@@ -66,6 +66,11 @@ def unbarred(figures: Iterable[Figure]) -> list[Figure]:
     return [replace(each, bar=None) for each in figures]
 
 
+def missed(figures: Iterable[Figure]) -> list[str]:
+    """Names of those that do not keep to their bars."""
+    return [each.name for each in figures if each.holds is False]
+
+
 def table(title: str, figures: Sequence[Figure]) -> str:
     """Figures as people read them."""
     head = title.ljust(NAME) + "".join(f"{word:>{NUMBER}}" for word in ("median", "least", "most"))

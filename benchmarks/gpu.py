@@ -13,6 +13,7 @@ steps: seconds a step of one image and peak memory by batch size, not compiled.
 eager: two prompts' searches on the loaded model, all in: encoding, denoising, decoding, a verifier
     that does nothing, PNGs, journal; and its peak of memory beside the plan's.
 compiled: the same as engine_args.compile has it. Compiling is told apart, and not counted.
+batched: the same in larger batches, of FLUX, whose runs are of single images as by default.
 elsewhere: the same while a judge elsewhere sleeps for `--sleep` of the time that a batch takes.
 judged: the same with Qwen2.5-VL-7B on this GPU (`benchmarks/vlm.py`), which gives scores alone.
 graphs: compiled graphs after steps of smaller batches, without guidance and of a draft.
@@ -22,6 +23,9 @@ Where compiling fails, that is told, and what follows is measured as it is, eage
 Beside seconds stand the share of the floor (`benchmarks/floors.py`) and how many times as fast as
 `plain` that is. Each part is in the pipeline's JSON file as soon as it is measured, beside those of
 earlier calls; `python -m benchmarks.report_gpu` makes tables of them.
+
+Exit codes: 0 all measured and every bar kept; 1 a part failed or was not begun; 2 a flag is wrong;
+3 all measured, but a bar is missed (not with --tiny).
 """
 
 from __future__ import annotations
@@ -35,16 +39,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.device import graphs, matrix_tflops, reset
-from benchmarks.figures import machine, table, unbarred
+from benchmarks.figures import machine, missed, table, unbarred
 from benchmarks.floors import PEAK, WORK
 from benchmarks.gpu_results import Record, bars
 from benchmarks.loaded import SIZES, Bench
 from pipelines.loading import choose_device, hush
 from utils import UserError, did_you_mean
 
-PARTS = ("plain", "steps", "eager", "compiled", "elsewhere", "judged", "graphs", "fp8")
+PARTS = ("plain", "steps", "eager", "compiled", "batched", "elsewhere", "judged", "graphs", "fp8")
 COMPILED = PARTS[PARTS.index("compiled") :]
 RESULTS = Path("benchmarks/results")
+UNMEASURED, MISSED = 1, 3  # exit codes
 
 Measured = Mapping[str, Any]
 
@@ -54,7 +59,7 @@ class Parts:
 
     def __init__(self, bench: Bench, images: int, sleep: float, sizes: Sequence[int]) -> None:
         self._bench = bench
-        self._images = images or 4 * bench.work.batch
+        self._images = images or 4 * bench.work.most
         self._sleep = sleep
         self._sizes = sizes
         self._compiling: float | None = None  # seconds
@@ -71,6 +76,7 @@ class Parts:
             "steps": lambda: {"batches": list(self._bench.batches(self._sizes))},
             "eager": lambda: self._bench.ours(self._images),
             "compiled": lambda: self._bench.ours(self._images),
+            "batched": lambda: self._bench.batched(self._images),
             "elsewhere": self._elsewhere,
             "judged": lambda: self._bench.judged(self._images),
             "graphs": self._bench.graphs,
@@ -154,11 +160,11 @@ def _memory(found: Measured) -> str:
     return f", peak {found['peak_gb']:.1f} GB, expected {found['expected_peak_gb']:.1f}"
 
 
-def measure(name: str, args: argparse.Namespace, stamp: Measured, over: Callable[[], bool]) -> bool:
-    """The parts of a pipeline that are asked for; whether all of them were measured."""
+def measure(name: str, args: argparse.Namespace, stamp: Measured, over: Callable[[], bool]) -> int:
+    """The parts of a pipeline that are asked for; returns the exit code that they came to."""
     if over():
         print(f"{name}: not begun, for the time is over", flush=True)
-        return False
+        return UNMEASURED
     record = Record(args.output_dir, name, args.tiny)
     started = time.perf_counter()
     bench = Bench.load(name, args.device, args.tiny, args.attention)
@@ -170,7 +176,7 @@ def measure(name: str, args: argparse.Namespace, stamp: Measured, over: Callable
             continue
         if over():
             print(f"{name}: {part} and what follows not begun, for the time is over", flush=True)
-            return False
+            return UNMEASURED
         started = time.perf_counter()
         found = _tried(parts, part)
         whole &= "failed" not in found
@@ -179,9 +185,20 @@ def measure(name: str, args: argparse.Namespace, stamp: Measured, over: Callable
                           "attention": args.attention, "machine": dict(stamp)})  # fmt: skip
         for line in lines(part, record.found["parts"][part]):
             print(f"{name:<17}{line}", flush=True)
-    held = list(bars(record.found))
-    print(table(f"{name}, all that is measured", unbarred(held) if args.tiny else held), flush=True)
-    return whole
+    return ended(record.found, whole=whole)
+
+
+def ended(found: Measured, *, whole: bool) -> int:
+    """Print a pipeline's figures, those of earlier calls too; returns the exit code.
+
+    whole: whether all was measured that was asked for.
+    """
+    held = list(bars(found))
+    held = unbarred(held) if found["tiny"] else held
+    print(table(f"{found['pipeline']}, all that is measured", held), flush=True)
+    if not whole:
+        return UNMEASURED
+    return MISSED if missed(held) else 0
 
 
 def _tried(parts: Parts, part: str) -> Measured:
@@ -236,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    return 0 if all(done) else 1
+    return UNMEASURED if UNMEASURED in done else max(done)
 
 
 if __name__ == "__main__":

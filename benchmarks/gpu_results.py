@@ -66,17 +66,21 @@ def ratio(parts: Found, part: str, measured: Found) -> dict[str, float]:
     """How many times as fast as one image at a time, where both are known."""
     plain = parts.get("plain", {}).get("seconds_an_image")
     own = measured.get("seconds_an_image")
-    if part not in ("eager", "compiled", "elsewhere", "judged") or not (plain and own):
+    if part not in ("eager", "compiled", "batched", "elsewhere", "judged") or not (plain and own):
         return {}
     return {"times_as_fast": plain / own}
 
 
 def bars(found: Found) -> Iterator[Figure]:
-    """The figures of a pipeline that are held against a bar, as far as they are measured."""
+    """A pipeline's figures, most of them held against a bar, as far as they are measured."""
     name, parts = found["pipeline"], found["parts"]
     way = next((way for way in EXACT if measured(parts, way)), None)
     if way is not None:
         yield from _exact(name, way, parts)
+    if measured(parts, "batched"):
+        other = parts["batched"]
+        what = f"{name}, exact, {other['batch_size']} at a time"
+        yield figure(what, "s an image", [other["seconds_an_image"]], note=other["way"])
     if measured(parts, "fp8") and name in SECONDS_FP8:
         each = parts["fp8"]["seconds_an_image"]
         yield figure(f"{name}, fp8 drafts", "s an image", [each], bar=SECONDS_FP8[name])

@@ -6,6 +6,7 @@ Both are `main.py` as a user starts it, on one thread a process, taking turns. `
 the moment the first process has loaded its model to the run's end, and so counts against several
 processes that others load more slowly; `whole` also counts Python, imports and loading, which
 every process pays. All runs must leave the same bytes, times aside; a difference is an error.
+As a part of `python -m benchmarks` it is two processes over four prompts, three turns at most.
 """
 
 from __future__ import annotations
@@ -23,9 +24,30 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import Figure, figure
 from utils import ROOT, UserError, write_atomically
 
+CONFIG = "configs/shapes_flux.json"
+BAR = 1.8  # times the speed of one process, by two
+TURNS = 3  # as a part: each is minutes
 TIMES = ("seconds", "best_img_path")  # what differs between equal runs: times, the folder's name
+
+
+def figures(repeats: int, quick: bool) -> list[Figure]:
+    """Ratios of seconds, one process to two; nothing where two would share a core."""
+    if (cores := len(os.sched_getaffinity(0))) < 2:
+        print(f"parallel: left out, for two processes need two cores and there is {cores}.")
+        return []
+    found = measure(_words(CONFIG, 2 if quick else 4, quick), 2, min(repeats, TURNS))
+    one, two = found["seconds"]["1"], found["seconds"]["2"]
+    ratios = {
+        part: [a[part] / b[part] for a, b in zip(one, two, strict=True)]
+        for part in found["speedup"]
+    }
+    return [
+        figure("one process / two, search", "x", ratios["search"], bar=BAR, side="least"),
+        figure("one process / two, whole command", "x", ratios["whole"]),
+    ]
 
 
 def run_once(words: Sequence[str], root: Path, processes: int) -> tuple[Path, dict[str, float]]:
@@ -119,10 +141,19 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _words(config: str, prompts: int, quick: bool) -> list[str]:
+    """The flags of a run."""
+    words = ["--pipeline_config_path", config, "--num_prompts", str(prompts)]
+    if quick:
+        words += ["--set", "search_args.search_rounds=1",
+                  "--set", "pipeline_call_args.num_inference_steps=2"]  # fmt: skip
+    return words
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    flags.add_argument("--config", default="configs/shapes_flux.json")
+    flags.add_argument("--config", default=CONFIG)
     flags.add_argument("--processes", type=int, default=2)
     flags.add_argument("--prompts", type=int, default=16)
     flags.add_argument("--repeats", type=int, default=3)
@@ -130,10 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--quick", action="store_true", help="only to see that it runs")
     args = flags.parse_args(argv)
     prompts = args.processes if args.quick else args.prompts
-    words = ["--pipeline_config_path", args.config, "--num_prompts", str(prompts)]
-    if args.quick:
-        words += ["--set", "search_args.search_rounds=1",
-                  "--set", "pipeline_call_args.num_inference_steps=2"]  # fmt: skip
+    words = _words(args.config, prompts, args.quick)
     try:
         if args.processes < 2 or args.repeats < 1 or prompts < args.processes:
             raise UserError("--processes must be at least 2, --prompts as many, --repeats 1.")

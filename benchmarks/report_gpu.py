@@ -112,7 +112,8 @@ def _seconds(results: Results) -> str:
         judged = parts.get("judged", {})
         rows.append((
             name,
-            *(_each(parts, part) for part in ("plain", "eager", "compiled")),
+            *(_each(parts, part) for part in ("plain", "eager")),
+            _each(parts, "compiled") + _larger(parts),
             f"{exact['times_as_fast']:.2f} x" if "times_as_fast" in exact else UNKNOWN,
             _judged(judged) if measured(parts, "judged") else _each(parts, "judged"),
             _each(parts, "fp8"),
@@ -128,6 +129,13 @@ def _each(parts: Mapping[str, Any], part: str) -> str:
         return found.get("refused") or found.get("failed") or UNKNOWN
     share = found["share_of_floor"]
     return f"{found['seconds_an_image']:.3f}" + ("" if share is None else f" ({share:.0%})")
+
+
+def _larger(parts: Mapping[str, Any]) -> str:
+    """The same in larger batches, where that was measured."""
+    if not measured(parts, "batched"):
+        return ""
+    return f"; {parts['batched']['batch_size']} at a time {_each(parts, 'batched')}"
 
 
 def _judged(found: Mapping[str, Any]) -> str:

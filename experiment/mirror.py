@@ -44,13 +44,17 @@ def is_url(root: str) -> bool:
 
 
 class Mirror:
-    """A folder here and its copy at a URL; the names below are relative to both."""
+    """A folder here and its copy at a URL; the names below are relative to both.
 
-    def __init__(self, url: str, local: Path) -> None:
+    but: names that only others copy.
+    """
+
+    def __init__(self, url: str, local: Path, but: Sequence[str] = ()) -> None:
         self.url = url.rstrip("/")
         self.local = local
         self._files, root = _file_system(url)
         self._root = root.rstrip("/")
+        self._but = frozenset(but)
         self._tree = Tree(local)
         self._copied: dict[str, State] = {}
         self._fresh: set[str] = set()  # to be copied
@@ -170,7 +174,7 @@ class Mirror:
 
     def _to_copy(self, kind: tuple[str, ...]) -> list[str]:
         self._look()
-        return sorted(name for name in self._fresh if _kind(name) is kind)
+        return sorted(name for name in self._fresh - self._but if _kind(name) is kind)
 
     def _read(self, kind: tuple[str, ...]) -> dict[str, tuple[State, bytes]]:
         found = {}

@@ -11,18 +11,17 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiment.choices import agreed_engine
-from experiment.config import parse_config
+from experiment.config import ExperimentConfig, parse_config
 from experiment.guests import verifier_device
 from experiment.lock import DEAD, waited_for
 from experiment.mirror import Mirror, mirroring
 from experiment.plan import make_plan
 from experiment.prompts import Prompt
-from experiment.records import SHARDS, STATE
+from experiment.records import SHARDS, STATE, read_object
 from experiment.runner import Engine, load, named_judges
 from experiment.shard_files import HandedExperiment, ShardStore, clear_handed
 from experiment.workplace import Workplace
@@ -30,7 +29,10 @@ from utils import UserError, find_checkpoint
 from verifiers.base import Chosen, Item, Score
 
 Ask = Callable[[str, Sequence[Item]], list[Score]]
-BEGUN = ("config.json", "manifest.json")
+Begun = Mapping[str, Mapping[str, Any]]
+"""Contents by the files' names."""
+
+BEGUN = ("config.json", "manifest.json")  # a run that has both has begun
 VERIFIER = ""  # no judge has this name
 
 
@@ -47,11 +49,25 @@ class Told:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """How a pipeline's start ended.
+
+    refusal: why it cannot be used. chosen: what stands in the files of `BEGUN` as it would have
+    them; None where it goes by the run's.
+    """
+
+    refusal: str | None = None
+    chosen: Begun | None = None
+
+
+@dataclass(frozen=True)
 class Job:
     """A run, as every worker is told of it.
 
     folder: where all workers see it. url: where else it is kept; then each works on a copy of its
     own. cwd: where the user's relative paths begin. share: how many prompts a worker will have.
+    begun: what stands in the run's files of `BEGUN`, for workers that do not see them; None while
+    nobody has made the run's choices.
     """
 
     config: Mapping[str, Any]
@@ -60,6 +76,7 @@ class Job:
     cwd: str
     url: str | None = None
     share: int | None = None
+    begun: Begun | None = None
 
     def enter(self) -> None:
         os.chdir(self.cwd)
@@ -96,46 +113,63 @@ class Pipeline:
         self._engine: Engine | None = None
         self._mirror: Mirror | None = None
         self._place: Workplace | None = None
+        self._agreed = False  # whether the engine is as the run's choices are
 
     def leave(self) -> None:
         """The run has ended: nothing of it stays on this machine but what it asked for."""
         if self._place is not None:
             self._place.leave()
 
-    def ready(self, job: Job, ask: Ask | None) -> str | None:
-        """Load what there is to load; returns why that cannot be done, if it cannot.
+    def ready(self, job: Job, ask: Ask | None) -> Ready:
+        """Load what there is to load, or say why that cannot be done.
 
+        Called again with a job that names the run's choices, take those over.
         ask: scores items by verifiers that run elsewhere, which may still be loading; None: this
         worker loads its own.
         """
         self._job, self._ask = job, ask
         try:
-            self._load()
+            return Ready(chosen=self._load())
         except UserError as error:
-            return str(error)
-        return None
+            return Ready(str(error))
 
-    def _load(self) -> None:
-        if self._engine is not None:
-            return
+    def _load(self) -> Begun | None:
+        """What was chosen, where there was nothing to go by."""
+        if self._agreed:
+            return None
         job = self._job
         job.enter()
         config = parse_config(dict(job.config))
-        folder = Path(job.folder)
-        if job.url is not None:
-            self._place = Workplace()
-            folder = self._place.folder
-            self._mirror = Mirror(job.url, folder)
-            self._mirror.pull(starts=BEGUN)
-        self._store = ShardStore(folder, config.export)
+        self._store = ShardStore(self._folder(), config.export)
         self._store.shards.mkdir(parents=True, exist_ok=True)
+        for name, content in (job.begun or {}).items():
+            self._store.write_json(name, content)
         checkpoint = find_checkpoint(config.pretrained_model_name_or_path)
         self._planned = make_plan(config, checkpoint, job.prompts)
-        share = replace(self._planned, prompts=job.prompts[: job.share])
-        begin = partial(load, planned=share, elsewhere=self._elsewhere)
         self._config, self._engine = agreed_engine(
-            config, self._planned, self._store, lambda config: config, begin
+            config, self._planned, self._store, lambda config: config, self._begin
         )
+        self._agreed = job.url is None or job.begun is not None
+        if self._agreed:
+            return None
+        return {name: read_object(self._store.folder / name) for name in BEGUN}
+
+    def _folder(self) -> Path:
+        """The run's, or where workers share none, one of this worker's own."""
+        if self._job.url is None:
+            return Path(self._job.folder)
+        if self._place is None:
+            self._place = Workplace()
+            self._mirror = Mirror(self._job.url, self._place.folder, BEGUN)
+        return self._place.folder
+
+    def _begin(self, config: ExperimentConfig) -> Engine:
+        """The engine that has made its choices alone, which gives it up; else a new one."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            return engine
+        share = replace(self._planned, prompts=self._job.prompts[: self._job.share])
+        return load(config, share, self._elsewhere)
 
     def _elsewhere(self, chosen: Chosen, name: str) -> Chosen:
         """The verifier, or one that asks other workers in its stead."""

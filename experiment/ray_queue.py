@@ -6,13 +6,13 @@ import itertools
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from experiment.interrupts import Interrupts
 from experiment.outcome import unsearched
 from experiment.prompts import Prompt
-from experiment.ray_actors import Told
+from experiment.ray_actors import Begun, Ready, Told
 from experiment.records import read_object
 from experiment.shard_files import ShardStore
 from experiment.stops import FAILED_IN_A_ROW, Stopped
@@ -61,6 +61,7 @@ class Queue:
     """Prompts that wait, and actors that are free or at work.
 
     job: of each pipeline, as Ray keeps it. judges: whom pipelines ask; none: they judge themselves.
+    begin: notes what the first pipeline has chosen, and returns the job of all after it.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class Queue:
         job: Any,
         pipelines: Sequence[Any],
         judges: Sequence[Any],
+        begin: Callable[[Begun], Any],
     ) -> None:
         self._ray = ray
         self._store = store
         self._job = job
+        self._begin: Callable[[Begun], Any] | None = begin
         self._prompts = {prompt.index: prompt for prompt in left}
         self._waiting = deque(self._prompts)
         self._open = len(left)
@@ -145,13 +148,25 @@ class Queue:
                     raise _no_start(error) from error
             self._away.append(actor)
             return
-        self._idle.append(actor)
-        if index is not None:
-            self._open -= 1
-            self._hear(answer)
-        elif answer is not None:
-            raise UserError(answer)
         self._starts_lost = 0
+        if index is None:
+            self._welcome(actor, answer)
+            return
+        self._idle.append(actor)
+        self._open -= 1
+        self._hear(answer)
+
+    def _welcome(self, actor: Any, ready: Ready) -> None:
+        """A pipeline has loaded. If it had to choose alone, the first one's choices are the run's;
+        any other is told of them and starts again."""
+        if ready.refusal is not None:
+            raise UserError(ready.refusal)
+        if ready.chosen is not None:
+            if self._begin is None:
+                self._start(actor)
+                return
+            self._job, self._begin = self._begin(ready.chosen), None
+        self._idle.append(actor)
 
     def _hear(self, told: Told) -> None:
         print(told.text, end="", flush=True)

@@ -21,8 +21,9 @@ from experiment.lock import waited_for
 from experiment.mirror import Mirror, Place, is_made
 from experiment.progress import remove_state
 from experiment.prompts import Prompt
-from experiment.ray_actors import Job, Judges, Pipeline
+from experiment.ray_actors import BEGUN, Begun, Job, Judges, Pipeline
 from experiment.ray_queue import LOST, Queue, placed
+from experiment.records import read_object
 from experiment.resume import config_of_run, finished, run_named, run_to_resume
 from experiment.runner import Ran, hint, plan, saved, tell_failed
 from experiment.shard_files import GATE, ShardStore, alone, clear_shard, merge
@@ -144,16 +145,41 @@ def _searched(
         gpus = ray.cluster_resources().get("GPU", 0)
         count = min(args.count(gpus), len(left))
         share = math.ceil(len(prompts) / count)
-        job = Job(whole, str(store.folder), list(prompts), os.getcwd(), url, share)
+        begun = _begun(store) if url else None
+        job = Job(whole, str(store.folder), list(prompts), os.getcwd(), url, share, begun)
         print(f"{len(left)} prompts for {count} pipelines on Ray", flush=True)
         if config.engine_args.prompts_at_once not in ("auto", 1):
             print("On Ray a pipeline searches for one prompt at a time: see docs/scaling.md.")
         pipelines, judges = _actors(ray, args, job, count, fixed)
         own = [prompt for prompt in prompts if prompt.index in left]
-        Queue(ray, store, own, ray.put(job), pipelines, judges).run()
+
+        def begin(chosen: Begun) -> Any:
+            """Note it here and at the URL, before there is any image that depends on it."""
+            for name, content in chosen.items():
+                store.write_json(name, content)
+            if mirror is not None:
+                _pushed(mirror)
+            return ray.put(replace(job, begun=chosen))
+
+        Queue(ray, store, own, ray.put(job), pipelines, judges, begin).run()
     if mirror is not None:
         top = store.folder.relative_to(mirror.local.absolute()).as_posix()
         mirror.pull(starts=[f"{top}/"], hollow=is_made)  # to sum up nobody looks at pictures
+
+
+def _pushed(mirror: Mirror) -> None:
+    try:
+        mirror.push()
+    except Exception as error:  # each store has its own
+        raise Stopped(f"The run's choices cannot be copied to {mirror.url}: {error}") from error
+
+
+def _begun(store: ShardStore) -> Begun | None:
+    """The choices of a run that has begun; workers that share no folder with it are told them."""
+    paths = [store.folder / name for name in BEGUN]
+    if not all(path.exists() for path in paths):
+        return None
+    return {path.name: read_object(path) for path in paths}
 
 
 def _actors(ray: Any, args: RayArgs, job: Job, count: int, fixed: bool) -> tuple[Any, Any]:

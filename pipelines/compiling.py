@@ -8,7 +8,9 @@ the time; UNets, and transformers whose blocks diffusers does not name, as a who
 from __future__ import annotations
 
 import inspect
+import logging
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -19,6 +21,9 @@ from torch.nn.modules.conv import _ConvNd
 from pipelines.batch_marks import sharing_graphs
 from utils import cache_folder
 
+logger = logging.getLogger(__name__)
+
+KEPT = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps what it has compiled
 Way = Literal["regional", "whole"]
 
 # Forward passes after which compiling has paid for itself. On one H200 (bf16, torch 2.11):
@@ -48,8 +53,8 @@ def compile_denoisers(
     compiled whole, has another for the size of its first batch: inductor chooses how tensors lie
     for convolutions only where it knows all sizes.
     """
-    # Kernels outlive the process, unless the user has said where else to keep them.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    if backend == "inductor":
+        keep_kernels()
     for denoiser in denoisers:
         if way_of(type(denoiser)) == "regional":
             compile_blocks: Any = denoiser.compile_repeated_blocks
@@ -61,6 +66,27 @@ def compile_denoisers(
         else:  # not the module, whose hooks count rows and stay outside the graph
             whole = torch.compile(denoiser.forward, backend=backend)
             denoiser.forward = sharing_graphs(whole, first_apart=True)
+
+
+def keep_kernels() -> None:
+    """Have kernels outlive the process and /tmp, unless the user has said where to keep them.
+
+    Torch sets the variable by itself, as diffusers imports its compiler, and looks at it again each
+    time. So a value that is torch's own is nobody's wish, and it is never too late for another.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    torchs = os.path.abspath(default_cache_dir())
+    if os.environ.get(KEPT, torchs) != torchs:
+        return
+    folder = (cache_folder() / "inductor").absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        logger.warning("Compiled kernels are kept in %s: %s", torchs, error)
+    else:
+        os.environ[KEPT] = str(folder)
 
 
 def convolves(module: nn.Module) -> bool:

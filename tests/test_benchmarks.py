@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import floors, parallel, shapes
-from benchmarks.figures import figure, table, unbarred
+from benchmarks import floors, overhead, parallel, shapes
+from benchmarks.figures import Figure, figure, table, unbarred
 from benchmarks.loop import main
 
 
@@ -100,6 +100,38 @@ def test_a_figure_is_its_repeats_median_held_against_its_bar() -> None:
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["overhad"]) == 2
     assert "overhead" in capsys.readouterr().err
+
+
+def test_a_missed_bar_is_an_exit_code_but_not_of_a_quick_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def figures(repeats: int, quick: bool) -> list[Figure]:
+        return [figure("slow", "s", [3], bar=2), figure("fast", "s", [1], bar=2),
+                figure("told", "s", [9])]  # fmt: skip
+
+    monkeypatch.setattr(overhead, "figures", figures)
+    path = tmp_path / "bench.json"
+    assert bench.main(["overhead", "--json", str(path)]) == 1
+    assert capsys.readouterr().err == "Bars missed: overhead, slow.\n"
+    found = json.loads(path.read_text())["parts"]["overhead"]
+    assert [each["holds"] for each in found] == [False, True, None]
+    assert bench.main(["overhead", "--quick"]) == 0
+    monkeypatch.setattr(overhead, "figures", lambda *_: figures(1, False)[1:])
+    assert bench.main(["overhead"]) == 0 and capsys.readouterr().err == ""
+
+
+def test_two_processes_are_held_to_their_bar_where_there_are_two_cores(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = {"1": [{"search": 4.0, "whole": 9.0}] * 3, "2": [{"search": 2.0, "whole": 6.0}] * 3}
+    found = {"seconds": turns, "speedup": {"search": 2.0, "whole": 1.5}}
+    monkeypatch.setattr(parallel, "measure", lambda words, processes, repeats: found)
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: {0, 5})
+    search, whole = parallel.figures(5, False)
+    assert (search.values, search.bar, search.holds) == ((2.0,) * 3, 1.8, True)
+    assert (whole.values, whole.holds) == ((1.5,) * 3, None)
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: {5})
+    assert parallel.figures(5, False) == [] and "two cores" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -53,13 +53,37 @@ def test_flux_has_bars_of_its_own(tmp_path: Path) -> None:
     made.add("fp8", part(4.4))
     made.add("judged", part(7.5, busy_share=0.96))
     made.add("graphs", {"graphs": 8, "recompilations": 3, "machine": MACHINE})
+    made.add("batched", part(6.8, batch_size=4))
     held = {figure.name: figure.holds for figure in bars(made.found)}
     assert held == {
         "flux.1-dev, exact": False,
+        "flux.1-dev, exact, 4 at a time": None,
         "flux.1-dev, fp8 drafts": True,
         "flux.1-dev, busy under Qwen and PNGs": False,
         "flux.1-dev, recompilations": False,
     }
+    assert report_gpu._larger(made.found["parts"]) == "; 4 at a time 6.800 (50%)"
+
+
+@pytest.mark.slow
+def test_flux_is_measured_as_by_default_and_in_larger_batches_beside(tmp_path: Path) -> None:
+    small = ["--tiny", "--device", "cpu", "--output_dir", str(tmp_path), "--images", "4"]
+    names = ["compiled", "batched", "graphs"]
+    assert gpu.main([*small, "--pipelines", "flux.1-dev", "--parts", *names]) == 0
+    parts = read_all([tmp_path])["flux.1-dev"]["parts"]
+    assert [parts[name].get("batch_size") for name in names] == [1, 2, None]
+    assert parts["graphs"]["batch_sizes"] == [2, 1]
+    assert parts["graphs"]["recompilations"] <= RECOMPILATIONS
+
+
+def test_a_missed_bar_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
+    """By which call 0 of docs/performance.md tells it from a part that cannot be measured."""
+    made = record(tmp_path)
+    assert gpu.ended(made.found, whole=True) == gpu.MISSED  # memory
+    assert gpu.ended(made.found, whole=False) == gpu.UNMEASURED
+    assert gpu.ended(record(tmp_path, "sdxl", tiny=True).found, whole=True) == 0
+    made.add("compiled", part(0.2, peak_gb=5.0, expected_peak_gb=5.0, graphs=1))
+    assert gpu.ended(made.found, whole=True) == 0
 
 
 def test_parts_of_several_calls_come_together(tmp_path: Path) -> None:

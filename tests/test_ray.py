@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -11,22 +13,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import experiment.ray_run
+import experiment.speed
 from experiment.config import RayArgs
 from experiment.guests import seated
 from experiment.interrupts import Interrupted
-from experiment.mirror import Place
-from experiment.ray_actors import Job, Pipeline, Remote
+from experiment.mirror import Place, output_place
+from experiment.ray_actors import BEGUN, Job, Pipeline, Ready, Remote
 from experiment.ray_run import run_on_ray
+from experiment.records import read_candidates, read_object
+from experiment.resume import CONFIG_HASH, config_hash
 from experiment.runner import load, plan, run, saved
 from experiment.shard_files import ShardStore, merge
 from experiment.store import RunStore
 from main import main
+from tests.graders import Brightness
 from tests.interrupted import content
 from tests.test_shards import Ask, ask  # noqa: F401
 from utils import UserError
@@ -100,7 +107,7 @@ def test_a_worker_reads_nothing_of_the_others_prompts(
     store.result_path(3).write_text("nobody needs to read this")
     worker = Pipeline()
     job = Job(saved(asked, 2), str(store.folder), planned.prompts, os.getcwd())
-    assert worker.ready(job, None) is None
+    assert worker.ready(job, None) == Ready()
     listed: list[Path] = []
     glob = Path.glob
 
@@ -117,6 +124,33 @@ def test_a_worker_reads_nothing_of_the_others_prompts(
     assert not worker.search(3).failed
     assert merge(store, planned.prompts) == 0
     assert content(store.folder) == content(whole)
+
+
+def test_workers_with_only_a_url_in_common_go_by_the_first_ones_choices(
+    tmp_path: Path,
+    ask: Ask,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not each by its own; and what was chosen is copied by nobody but the driver."""
+    asked = ask(batch_size_for_img_gen=None)
+    planned, url = plan(asked), f"file://{tmp_path / 'url'}"
+    job = Job(saved(asked, "auto"), str(tmp_path), planned.prompts, os.getcwd(), url)
+    workers, chosen = [Pipeline(), Pipeline()], []
+    for worker, size in zip(workers, (2, 1), strict=True):
+        with monkeypatch.context() as patched:
+            patched.setattr(experiment.speed, "BATCH_SIZE", size)
+            chosen.append(worker.ready(job, None).chosen)
+    assert [each["config.json"]["engine_args"]["batch_size"] for each in chosen] == [2, 1]
+    job = replace(job, begun=chosen[0])
+    for worker in workers:
+        assert worker.ready(job, None) == Ready()
+    for index, worker in enumerate(workers):
+        assert not worker.search(index).failed
+        worker.leave()
+    there = sorted((tmp_path / "url").rglob("*"))
+    assert not {path.name for path in there} & set(BEGUN)
+    rows = [path.read_text().splitlines() for path in there if path.suffix == ".jsonl"]
+    assert [{json.loads(row)["batch_size"] for row in each} for each in rows] == [{2}, {2}]
 
 
 def titled(title: str, above: int) -> list[int]:
@@ -202,6 +236,47 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setenv("RAY_TMPDIR", "/tmp")
 
     return have
+
+
+@dataclass
+class Unlike(Brightness):
+    """Whichever process loads it chooses another batch size: 1, 2 and so on."""
+
+    folder: str = ""
+
+    def load(self, device: str) -> None:
+        for size in itertools.count(1):
+            with contextlib.suppress(FileExistsError):
+                Path(self.folder, str(size)).mkdir()
+                experiment.speed.BATCH_SIZE = size
+                return
+
+
+@pytest.mark.slow
+def test_workers_that_would_choose_otherwise_leave_one_run_at_a_url(
+    tmp_path: Path,
+    ask: Ask,  # noqa: F811
+    cores: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cores(2)
+    (tmp_path / "loaded").mkdir()
+    asked = ask(
+        batch_size_for_img_gen=None,
+        search_args={"search_method": "random", "search_rounds": 4},
+        verifier_args={"name": "tests.test_ray:Unlike", "folder": str(tmp_path / "loaded")},
+        ray_args={"address": "local", "pipelines": 2},
+    )
+    url, where = f"file://{tmp_path / 'url'}", (None, "r")
+    for _ in range(2):  # the second time it is taken for the run that it is
+        with output_place(asked, url, *where) as place:
+            run_on_ray(asked, place, *where)
+    assert "is finished" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "loaded").iterdir()} == {"1", "2"}
+    (folder,) = (path.parent for path in (tmp_path / "url").rglob("summary.json"))
+    size = read_object(folder / "config.json")["engine_args"]["batch_size"]
+    assert {row.batch_size for row in read_candidates(folder)} == {size}
+    assert read_object(folder / "manifest.json")[CONFIG_HASH] == config_hash(folder)
 
 
 TWO_VERIFIERS = {"address": "local", "verifiers": 2, "pipelines": 1}
