@@ -11,10 +11,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from experiment.former import unknown_flags
+from experiment.packages import refuse_bare_python
 from utils import UserError, assignment
 
 if TYPE_CHECKING:
     from experiment.config import ExperimentConfig
+    from experiment.shards import Shard
 
 VERSION = "0.1.0"
 CONFIG = "configs/flux.1_dev.json"
@@ -114,7 +117,12 @@ def _config_path(args: argparse.Namespace) -> str:
     """The config that was named; else that of the run to go on with, or the default."""
     if args.pipeline_config_path is not None:
         return str(args.pipeline_config_path)
-    return CONFIG if args.resume in (None, "auto") else str(Path(args.resume, "config.json"))
+    if args.resume in (None, "auto"):
+        return CONFIG
+    path = Path(args.resume, "config.json")
+    if not path.is_file():
+        raise UserError(f"There is no run in '{args.resume}': give the folder of one, or 'auto'.")
+    return str(path)
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -150,13 +158,9 @@ def _replay(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run(config: ExperimentConfig, args: argparse.Namespace) -> int:
-    """The whole experiment, or this process's share of it; 3 if some prompts failed."""
-    from experiment.interrupts import warned_while_loading
-    from experiment.mirror import is_url, output_place
-    from experiment.probe import findings
-    from experiment.runner import run
-    from experiment.sharded import run_shard
+def _share(args: argparse.Namespace) -> Shard | None:
+    """This process's share of the prompts, None for all; refuses flags that clash."""
+    from experiment.mirror import is_url
     from experiment.shards import which_shard
 
     if args.resume is not None and args.run_name is not None:
@@ -165,7 +169,6 @@ def _run(config: ExperimentConfig, args: argparse.Namespace) -> int:
     if on_ray and args.num_shards is not None:
         raise UserError("Ray shares the prompts out itself: leave out --num_shards.")
     shard = None if on_ray else which_shard(args.num_shards, args.shard_index)
-    warned_while_loading()
     if args.report_to and (on_ray or shard is not None):
         raise UserError(
             "Several processes cannot log to one tracker's run: leave out --report_to, or search"
@@ -176,10 +179,27 @@ def _run(config: ExperimentConfig, args: argparse.Namespace) -> int:
             "Object storage has no locks for several processes: give a shared folder as"
             " --output_dir, or --executor ray."
         )
+    return shard
+
+
+def _root(args: argparse.Namespace) -> str:
+    """Of the output tree; probes have one of their own."""
+    return str(args.output_dir) if args.probe is None else f"{args.output_dir}/probe"
+
+
+def _run(config: ExperimentConfig, args: argparse.Namespace) -> int:
+    """The whole experiment, or this process's share of it; 3 if some prompts failed."""
+    from experiment.interrupts import warned_while_loading
+    from experiment.mirror import output_place
+    from experiment.probe import findings
+    from experiment.runner import run
+    from experiment.sharded import run_shard
+
+    shard = _share(args)
+    warned_while_loading()
     where = (args.resume, args.run_name)
-    root = args.output_dir if args.probe is None else f"{args.output_dir}/probe"
-    with output_place(config, root, *where) as place:
-        if on_ray:
+    with output_place(config, _root(args), *where) as place:
+        if args.executor == "ray":
             from experiment.ray_run import run_on_ray
 
             ran = run_on_ray(config, place, *where)
@@ -192,9 +212,22 @@ def _run(config: ExperimentConfig, args: argparse.Namespace) -> int:
     return 3 if ran.failed else 0
 
 
+def _dry_run(config: ExperimentConfig, args: argparse.Namespace) -> int:
+    from experiment.dry_run import dry_run
+    from experiment.tracker import asked_trackers
+
+    asked_trackers(args.report_to)
+    _share(args)
+    print(dry_run(config, _root(args), args.resume, args.run_name, args.probe))
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     try:
-        args = parser().parse_args(argv)
+        args, unknown = parser().parse_known_args(argv)
+        if unknown:
+            raise UserError(unknown_flags(unknown))
+        refuse_bare_python()
         if args.list:
             from experiment.listing import listing
 
@@ -220,22 +253,15 @@ def main(argv: list[str] | None = None) -> int:
         if args.time_limit is not None:
             raise UserError("--time_limit goes with --compare: give a comparison's config.")
         from experiment.config import load_config
-        from experiment.runner import plan
-        from experiment.tracker import asked_trackers
 
         config = load_config(_config_path(args), overrides(args))
+        if args.dry_run:
+            return _dry_run(config, args)
         if args.probe is not None:
-            from experiment.probe import probe_plan, set_up
+            from experiment.probe import set_up
 
-            if not args.dry_run:
-                return _run(set_up(config, args.probe).config, args)
-            print(probe_plan(config, args.probe))
-        elif args.dry_run:
-            asked_trackers(args.report_to)
-            print(plan(config))
-        else:
-            return _run(config, args)
-        return 0
+            config = set_up(config, args.probe).config
+        return _run(config, args)
     except UserError as error:
         print(error, file=sys.stderr)
         return getattr(error, "code", 2)

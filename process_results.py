@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiment.packages import refuse_bare_python
 from experiment.results_flags import parser, refuse_clashes
 from utils import UserError, assignment, write_atomically
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parser(__doc__).parse_args(argv)
     try:
+        refuse_bare_python()
         refuse_clashes(arguments)
         return _made(arguments, _distinct(chain.from_iterable(map(_folders, arguments.path))))
     except UserError as error:

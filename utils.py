@@ -13,7 +13,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,12 +37,29 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}." if known else "none is known."
 
 
-def check_options(who: str, build: Any, options: Mapping[str, Any]) -> None:
-    """Refuse options that are no fields of the class."""
-    known = {field.name for field in dataclasses.fields(build) if field.init}
+def counted(number: int, thing: str) -> str:
+    """So many of a thing whose plural ends in s."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def check_options(
+    who: str,
+    build: Any,
+    options: Mapping[str, Any],
+    *,
+    beside: Iterable[str] = (),
+    remedy: Callable[[str], str | None] = lambda option: None,
+) -> None:
+    """Refuse options that are no fields of the class.
+
+    beside: further names that may stand there, and so may be meant. remedy: the end of the
+    sentence for an option of which more is known than its spelling.
+    """
+    fields = {field.name for field in dataclasses.fields(build) if field.init}
     for option in options:
-        if option not in known:
-            raise UserError(f"{who} has no option '{option}': {did_you_mean(option, known)}")
+        if option not in fields:
+            end = remedy(option) or did_you_mean(option, fields.union(beside))
+            raise UserError(f"{who} has no option '{option}': {end}")
 
 
 def named_class(kind: str, name: str, table: Mapping[str, str], method: str) -> Any:

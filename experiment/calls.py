@@ -9,6 +9,7 @@ from typing import Any
 
 from experiment.config import ExperimentConfig, VerifierArgs
 from experiment.prompts import Prompt
+from pipelines.call_source import call_source
 from pipelines.guidance import guiding
 from pipelines.labels import asked_class, by_class, class_count, class_names, class_number
 from pipelines.loading import (
@@ -17,6 +18,7 @@ from pipelines.loading import (
     load_scheduler,
     pipeline_class,
     pipeline_index,
+    refuse_strangers,
 )
 from pipelines.schedule import set_steps
 from pipelines.start_image import first_step, from_image, image_arguments, load_picture
@@ -77,7 +79,7 @@ def refuse_unfit(config: ExperimentConfig, call: Call, prompts: Sequence[Prompt]
         call.refuse_unguided(config.search_args.search_method)
     call.refuse_unknown_classes(prompts)
     if "num_frames" not in call.parameters:
-        for name in _verifiers((config.verifier_args, *config.judges)):
+        for name in verifier_names((config.verifier_args, *config.judges)):
             if getattr(verifier_class(name), "only_video", False):
                 raise UserError(
                     f"The verifier '{name}' judges videos, and {call.build.__name__} makes images:"
@@ -85,25 +87,56 @@ def refuse_unfit(config: ExperimentConfig, call: Call, prompts: Sequence[Prompt]
                 )
 
 
-def _verifiers(args: Iterable[VerifierArgs]) -> Iterator[str]:
+def verifier_names(args: Iterable[VerifierArgs]) -> Iterator[str]:
     """The names of these verifiers, and of their members."""
     for each in args:
         yield each.name
         members = each.options.get("verifiers", ())
-        yield from _verifiers(
+        yield from verifier_names(
             VerifierArgs.model_validate({k: v for k, v in member.items() if k != "weight"})
             for member in members
         )
 
 
-def asks_more(config: ExperimentConfig, checkpoint: str) -> bool:
-    """Whether a plan has to look at the pipeline's class, which takes seconds to import."""
+def call_here(config: ExperimentConfig, checkpoint: str) -> Call | None:
+    """The call, as far as a plan has to look; refuses arguments that the pipeline does not take.
+
+    None where their names are all that there is to check, and stand in the source: importing the
+    class takes seconds.
+    """
+    index = pipeline_index(checkpoint)
+    source = call_source(index["_class_name"])
+    if source is None or _asks_more(config, index):
+        return called(config, checkpoint)
+    refuse_strangers(index["_class_name"], config.pipeline_call_args, source.takes)
+    return None
+
+
+def _asks_more(config: ExperimentConfig, index: Mapping[str, Any]) -> bool:
+    """Whether a plan has to look at the pipeline's class itself."""
     return (
         config.start_image is not None
         or config.pipeline_class is not None
         or getattr(config.search_args.build(), "guides", False)
-        or "id2label" in pipeline_index(checkpoint)
+        or "id2label" in index
     )
+
+
+def refuse_scheduler(config: ExperimentConfig, checkpoint: str) -> None:
+    """Refuse the config's scheduler where the checkpoint's pipeline cannot drive it."""
+    if config.scheduler is None:
+        return
+    scheduler = load_scheduler(checkpoint, config.scheduler)  # a wrong one is refused here
+    pipeline = pipeline_index(checkpoint)["_class_name"]
+    source = None if config.pipeline_class is not None else call_source(pipeline)
+    takes = inspect.signature(scheduler.set_timesteps).parameters
+    lacking = sorted(source.hands - takes.keys()) if source is not None else []
+    if lacking and not any(each.kind is each.VAR_KEYWORD for each in takes.values()):
+        raise UserError(
+            f"The config's scheduler, {type(scheduler).__name__}, does not take the"
+            f" {' and '.join(map(repr, lacking))} that {pipeline} sets: name another in"
+            " 'scheduler', or leave it out."
+        )
 
 
 def start_of(config: ExperimentConfig, call: Call, inference_steps: int) -> int:

@@ -9,7 +9,7 @@ is never done again, so a comparison may be spread over several sittings.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +80,7 @@ class Comparison:
             f"budgets       {budgets} NFE a prompt",
             *(self._of_method(label) for label in self.config.methods),
             f"runs          {len(self.cells)}, {self._nfe(self.cells)} NFE in all, {self.left}",
+            *(f"note          {note}" for note in self._notes()),
         ]
         return "\n".join(lines)
 
@@ -87,6 +88,10 @@ class Comparison:
         cells = [cell for cell in self.cells if cell.label == label]
         once = "one run for all budgets" if len(cells[0].budgets) > 1 else "a run for each budget"
         return f"method        {label:<24}{once if len(self.config.budgets) > 1 else 'one run'}"
+
+    def _notes(self) -> Iterable[str]:
+        """What is odd about any of the runs, each once."""
+        return dict.fromkeys(note for cell in self.cells for note in cell.planned.notes)
 
     def _nfe(self, cells: Sequence[Cell]) -> int:
         return sum(_most(cell) * len(self.prompts) for cell in cells)
@@ -99,6 +104,8 @@ class Comparison:
         if not spent:
             return "none of it done"
         left = self._nfe(self.cells) - spent
+        if left <= 0:
+            return "all of it done"
         totals = [each.summary for cell in self.cells for each in cell.done().values()]
         speed = sum(total["nfe"] for total in totals) / sum(total["seconds"] for total in totals)
         return f"{left} left, about {left / speed / 3600:.1f} h at {speed:.0f} NFE a second so far"
@@ -230,7 +237,9 @@ def _compared(comparison: Comparison, ends: float | None) -> Compared:
         else "No prompt is done by all methods yet, so there is no table."
     )
     if sitting.failures:
-        print(f"{len(sitting.failures)} searches failed; the same command tries them again:")
+        failed = len(sitting.failures)
+        searches = "1 search" if failed == 1 else f"{failed} searches"
+        print(f"{searches} failed; the same command tries again:")
         print("\n".join(sitting.failures), flush=True)
     return Compared(in_time, len(sitting.failures))
 

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from experiment.complaints import sentence
 from experiment.config import (
     ExperimentConfig,
     Part,
     load_config,
     read_json,
-    sentence,
 )
 from experiment.listeners import listeners
 from utils import UserError, did_you_mean, free_name, path_part
@@ -71,6 +71,11 @@ def load_compare_config(path: str, overrides: Mapping[str, Any]) -> CompareConfi
     content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object: {{...}}.")
+    if "pretrained_model_name_or_path" in content:
+        raise UserError(
+            f"{path} is the config of one experiment: give it with --pipeline_config_path, and"
+            " --compare one that names it as its 'pipeline_config'."
+        )
     for dotted, value in overrides.items():
         part, _, rest = dotted.partition(".")
         if part not in CompareConfig.model_fields:
@@ -92,7 +97,7 @@ def parse_compare_config(content: Mapping[str, Any]) -> CompareConfig:
     try:
         config = CompareConfig.model_validate(content)
     except ValidationError as error:
-        raise UserError(sentence(error)) from error
+        raise UserError(sentence(error, model=CompareConfig)) from error
     _check_judges(config)
     return config
 

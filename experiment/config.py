@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, Self, get_args, get_type_hints
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeAlias, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -20,20 +21,24 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 import search
 import verifiers
+from experiment import former
+from experiment.complaints import sentence
 from experiment.profiles import DEFAULT_ROUNDS, Profile, explored, refuse_contradiction
 from experiment.video import CRF
+from pipelines.loading import DTYPES
 from search.ledger import Budget
 from utils import UserError, check_options, did_you_mean, find_path
+from verifiers import keyframes
 from verifiers.base import Chosen, Metric
 
 DEFAULT_PROMPT_FILE = "prompts_open_image_pref_v1.txt"
 DEFAULT_NUM_PROMPTS = 2
 VERIFIER_KEYS = ("name", "choice_of_metric")
 SEARCH_KEYS = ("search_method", "search_rounds")
+RUN_CONFIG = "config.json"  # of a run's folder
 
 
 class Part(BaseModel):
@@ -62,7 +67,9 @@ class VerifierArgs(Options):
     def _known(self) -> Self:
         build = verifiers.verifier_class(self.name)
         own, _ = verifiers.split_options(build, self.options)
-        check_options(f"The verifier '{self.name}'", build, own)
+        beside = VERIFIER_KEYS if build.video else (*VERIFIER_KEYS, *keyframes.OPTIONS)
+        who = f"The verifier '{self.name}'"
+        check_options(who, build, own, beside=beside, remedy=_of_the_whole)
         _check_types(build, own)
         for member in own.get("verifiers", ()):
             VerifierArgs.model_validate({k: v for k, v in member.items() if k != "weight"})
@@ -105,6 +112,13 @@ def _check_types(build: Any, options: Mapping[str, Any]) -> None:
             raise UserError(sentence(error, f"verifier_args.{name}")) from error
 
 
+def _of_the_whole(option: str) -> str | None:
+    """The end of a sentence for an option that is a key of the whole config."""
+    if option not in ExperimentConfig.model_fields:
+        return None
+    return f"it is a key of the whole config, so set '{option}' there."
+
+
 class SearchArgs(Options):
     """Which search, for how many rounds, with which hyper-parameters."""
 
@@ -118,15 +132,28 @@ class SearchArgs(Options):
 
     def build(self) -> Any:
         """The search with its hyper-parameters checked."""
-        build = search.search_class(self.search_method)
-        who = f"The search method '{self.search_method}'"
-        check_options(who, build, self.options)
+        method = self.search_method
+        if renamed := former.method_renamed(method):
+            raise UserError(renamed)
+        build = search.search_class(method)
+        check_options(
+            f"The search method '{method}'",
+            build,
+            self.options,
+            beside=SEARCH_KEYS,
+            remedy=lambda name: former.option_renamed(method, name) or _of_the_whole(name),
+        )
         if isinstance(inner := self.options.get("inner"), Mapping):  # a search around another
             SearchArgs.model_validate(inner)
         try:
             return _adapter(build).validate_python(self.options)
         except ValidationError as error:
             raise UserError(sentence(error, "search_args")) from error
+
+
+Judge: TypeAlias = str | VerifierArgs
+Judges: TypeAlias = Judge | tuple[Judge, ...]
+"""As a config may name them: a verifier's name is enough."""
 
 
 class BudgetArgs(Part):
@@ -312,6 +339,21 @@ class ExperimentConfig(Part):
         extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True, title="Experiment"
     )
 
+    @field_validator("torch_dtype", mode="before")
+    @classmethod
+    def _short_name(cls, value: Any) -> Any:
+        """float32 and torch.float32 are fp32."""
+        short = {name: key for key, name in DTYPES.items()}
+        return short.get(value.removeprefix("torch."), value) if isinstance(value, str) else value
+
+    @field_validator("judges", mode="before", json_schema_input_type=Judges)
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        """A judge may be its name alone, and a single one stands for a list."""
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            value = (value,)
+        return tuple({"name": judge} if isinstance(judge, str) else judge for judge in value)
+
     @field_validator("num_prompts")
     @classmethod
     def _some(cls, value: int | str | None) -> int | str | None:
@@ -408,6 +450,8 @@ def load_config(path: str, overrides: Mapping[str, Any]) -> ExperimentConfig:
     content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object: {{...}}.")
+    if "pipeline_config" in content and "pretrained_model_name_or_path" not in content:
+        raise UserError(f"{path} is the config of a comparison: give it with --compare.")
     if overrides.get("prompt") is not None and overrides.get("prompts") is not None:
         raise UserError("Give either --prompt or --set prompts=..., not both.")
     for dotted, value in overrides.items():
@@ -431,12 +475,16 @@ def parse_config(content: Any) -> ExperimentConfig:
     try:
         return ExperimentConfig.model_validate(content)
     except ValidationError as error:
-        raise UserError(sentence(error)) from error
+        raise UserError(sentence(error, model=ExperimentConfig)) from error
 
 
 def read_json(path: str) -> Any:
     """The JSON of a config file; what is wrong with it is said by line and column."""
     found = find_path(path)
+    if found is not None and found.is_dir():
+        inside = sorted(found.glob("*.json"), key=lambda file: (file.name != RUN_CONFIG, file.name))
+        example = f", such as {Path(path, inside[0].name)}" if inside else ""
+        raise UserError(f"'{path}' is a folder: name a config in it{example}.")
     if found is None or not found.is_file():
         folder = find_path("configs")
         known = [f"configs/{p.name}" for p in folder.glob("*.json")] if folder else []
@@ -469,39 +517,3 @@ def _override(content: Any, dotted: str, value: Any) -> None:
     if not isinstance(content, dict):
         raise UserError(f"--set {dotted}: '{dotted.rpartition('.')[0]}' is not a part of keys.")
     content[last] = value
-
-
-def sentence(error: ValidationError, prefix: str = "") -> str:
-    """The first of pydantic's complaints as one sentence, and how many more there are."""
-    first, *more = error.errors()
-    text = _complaint(first, prefix)
-    return f"{text[:-1]} (and {len(more)} more)." if more else text
-
-
-def _complaint(error: ErrorDetails, prefix: str) -> str:
-    path = [prefix] if prefix else []
-    path += [
-        str(p) for p in error["loc"] if str(p) not in ("int", "float", "str", "constrained-int")
-    ]
-    where = ".".join(path) or "the config"
-    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"Unknown key '{where}': {did_you_mean(path[-1], _keys(path[:-1]))}"
-    if error["type"] == "missing":
-        return f"The key '{where}' is missing."
-    if error["type"] == "value_error":
-        return f"{where}: {str(error['ctx']['error']).rstrip('.')}."
-    shown = json.dumps(error["input"], default=str)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown}."
-
-
-def _keys(path: list[str]) -> list[str]:
-    """The legal keys of the part of the config at this path."""
-    model: Any = ExperimentConfig
-    for name in path:
-        field = model.model_fields.get(name) if hasattr(model, "model_fields") else None
-        kind = getattr(field, "annotation", None)
-        # A part that may be null is a union.
-        model = next((k for k in (kind, *get_args(kind)) if hasattr(k, "model_fields")), None)
-    fields = getattr(model, "model_fields", {})
-    return [field.alias or name for name, field in fields.items()]

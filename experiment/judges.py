@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from experiment.config import VerifierArgs, read_json, sentence
+from experiment.complaints import sentence
+from experiment.config import VerifierArgs, read_json
 from experiment.late_judges import judge_key
 from experiment.listeners import judges_of_sets
 from utils import UserError

@@ -6,46 +6,40 @@ the last and once with every answer worse: the two ends of what the run can come
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from experiment.calls import Call, asks_more, called, refuse_unfit, start_of
+from experiment.calls import (
+    Call,
+    call_here,
+    called,
+    refuse_scheduler,
+    refuse_unfit,
+    start_of,
+)
 from experiment.config import EngineArgs, ExperimentConfig, VerifierArgs
+from experiment.extent import Extent, Nowhere, extents
 from experiment.listeners import refuse_listeners
+from experiment.notes import unread_prompts
 from experiment.prompts import Prompt
 from experiment.speed import images_at_once, speed
 from pipelines.loading import load_scheduler, local_folder, local_steps, pipeline_index
 from pipelines.memory import GB, Needs, needs_of_folder, stored_bytes
 from pipelines.schedule import is_one_step
 from pipelines.start_image import load_picture
-from search.core import Candidates, Rollout, Scored, draft_steps
-from search.ledger import Cost, Ledger, nfe_each
-from search.play import play
-from utils import UserError
+from utils import UserError, counted
 from verifiers.base import metric_name
 
-MOST_AT_ONCE = 2**20
 CARDS = (24, 48, 80, 141)  # GB of common GPUs
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How far one prompt's search goes."""
-
-    rounds: int
-    images: int
-    nfe: int
 
 
 @dataclass(frozen=True)
 class Plan:
     """A run before it starts. steps, least and most are None where nothing here can tell.
 
-    local: the folder of the checkpoint's files, if they are on this machine.
+    local: the folder of the checkpoint's files, if they are on this machine. notes: what can run,
+    and is hardly what is wanted.
     """
 
     config: ExperimentConfig
@@ -55,6 +49,7 @@ class Plan:
     steps: int | None
     least: Extent | None
     most: Extent | None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<14}{text}" for name, text in self._lines())
@@ -74,11 +69,12 @@ class Plan:
             yield "each prompt", "until its budget is spent"
         else:
             images = _span(self.least.images, self.most.images)
-            yield "each prompt", f"{self._rounds()}, {images} images"
+            yield "each prompt", f"{self._rounds()}, {_plural(images, 'image')}"
             yield "NFE", self._nfe(n)
         yield from self._memory()
         if self.local is not None:
             yield from speed(self.config, self.local, self.passes)
+        yield from (("note", note) for note in self.notes)
 
     def passes(self, batch_size: int) -> float | None:
         """Forward passes of the whole run, if every batch is full; None where nobody knows."""
@@ -106,7 +102,7 @@ class Plan:
 
     def _rounds(self) -> str:
         assert self.least is not None and self.most is not None
-        return f"{_span(self.least.rounds, self.most.rounds)} rounds"
+        return _plural(_span(self.least.rounds, self.most.rounds), "round")
 
     def _nfe(self, prompts: int) -> str:
         assert self.least is not None and self.most is not None
@@ -115,7 +111,8 @@ class Plan:
             return f"{images} x the pipeline's own number of steps, unknown until it is loaded"
         each = _span(self.least.nfe, self.most.nfe)
         total = _span(self.least.nfe * prompts, self.most.nfe * prompts)
-        return f"{each} a prompt ({self.steps} steps an image), {total} in all"
+        steps = counted(self.steps, "step")
+        return f"{each} a prompt ({steps} an image), {total} in all"
 
     def _classes(self) -> str:
         if self.local is None:
@@ -135,8 +132,9 @@ def make_plan(config: ExperimentConfig, checkpoint: str, prompts: list[Prompt]) 
     local = local_folder(checkpoint)
     if local is not None:
         refuse_cuts(config, local)
-        if asks_more(config, local):
-            call = called(config, local)
+        refuse_scheduler(config, local)
+        call = call_here(config, local)
+        if call is not None:
             refuse_unfit(config, call, prompts)
     elif config.start_image is not None:
         load_picture(config.start_image)  # a wrong one is refused here
@@ -147,22 +145,26 @@ def make_plan(config: ExperimentConfig, checkpoint: str, prompts: list[Prompt]) 
         raise UserError(
             f"Of {whole} steps this strength leaves none to take: raise it, or num_inference_steps."
         )
+    if steps is not None:
+        _refuse_single_step(config, steps)
     if first:
-        next(config.search_args.build().flow(_Nowhere(whole or 1, first)), None)  # or it refuses
+        next(config.search_args.build().flow(Nowhere(whole or 1, first)), None)  # or it refuses
     budget = config.budget.build()
     if steps is not None and budget.nfe is not None and budget.nfe < steps:
         raise UserError(
             f"A budget of {budget.nfe} NFE cannot finish one image of {steps} steps: raise"
             " budget.nfe or lower num_inference_steps."
         )
+    notes = list(unread_prompts(config, prompts))
     if config.rounds is None and budget.nfe is None and budget.verifications is None:
-        return Plan(config, checkpoint, local, prompts, steps, None, None)
-    ends = [_extent(config, whole or 1, first, answer) for answer in (_rising, _falling)]
-    least, most = (
-        Extent(*(which(getattr(end, name) for end in ends) for name in ("rounds", "images", "nfe")))
-        for which in (min, max)
-    )
-    return Plan(config, checkpoint, local, prompts, steps, least, most)
+        return Plan(config, checkpoint, local, prompts, steps, None, None, tuple(notes))
+    least, most = extents(config, whole or 1, first)
+    if steps is not None and not most.stops and _needs_stops(config):
+        notes.append(
+            f"{config.search_args.search_method} never stops between steps here, so it does no"
+            " more than draw noises: more steps, other options or a larger budget would let it"
+        )
+    return Plan(config, checkpoint, local, prompts, steps, least, most, tuple(notes))
 
 
 def _refuse_flat(config: ExperimentConfig) -> None:
@@ -188,13 +190,28 @@ def _refuse_ranks(config: ExperimentConfig) -> None:
         )
 
 
+def _needs_stops(config: ExperimentConfig) -> bool:
+    """Whether the search wants to stop between steps."""
+    return "midway" in config.search_args.build().needs
+
+
+def _refuse_single_step(config: ExperimentConfig, steps: int) -> None:
+    """Refuse a search that stops between steps where there is no between."""
+    if _needs_stops(config) and steps < 2:
+        raise UserError(
+            f"The search method '{config.search_args.search_method}' stops between steps, and a"
+            " single step has no point midway: raise pipeline_call_args.num_inference_steps, or"
+            " take a method that needs none, such as random."
+        )
+
+
 def refuse_cuts(config: ExperimentConfig, checkpoint: str) -> None:
     """Refuse a search that stops between steps with a scheduler that keeps a history of them.
 
     Reads the scheduler's config alone, from the hub if it is not here.
     """
     method = config.search_args.search_method
-    if "midway" not in config.search_args.build().needs:
+    if not _needs_stops(config):
         return
     scheduler = load_scheduler(checkpoint, config.scheduler)
     if not is_one_step(scheduler):
@@ -228,109 +245,6 @@ def _first(config: ExperimentConfig, call: Call | None, steps: int) -> int:
     return steps - min(max(int(steps * share), 1), steps)
 
 
-def _extent(
-    config: ExperimentConfig, steps: int, first: int, answer: Callable[[int], float]
-) -> Extent:
-    """Play the search against answers made up by `answer` from the candidate's number."""
-    counted = 0
-    # Rows an NFE and seconds are known only once the pipeline runs.
-    ledger = Ledger(replace(config.budget.build(), seconds=None, rows=None))
-
-    def evaluate(rollout: Rollout) -> tuple[Scored, Cost]:
-        nonlocal counted
-        n = len(rollout.candidates)
-        ids = tuple(range(counted, counted + n))
-        counted += n
-        scored = Scored(
-            start=rollout.candidates,
-            candidates=replace(rollout.candidates, step=rollout.until),
-            scores=_answers(answer, ids),
-            ids=ids,
-            rival_scores=_answers(answer, rollout.rivals),
-            gradient=torch.ones_like(rollout.candidates.latents) if rollout.gradient else None,
-        )
-        return scored, Cost(nfe=nfe_each(rollout) * n, verifications=n if rollout.score else 0)
-
-    images = rounds = 0
-    search = config.search_args.build()
-    for played in play(search, _Nowhere(steps, first), evaluate, ledger, config.rounds):
-        rounds = played.round
-        finished = played.rollout.until == steps and not played.rollout.draft
-        images += len(played.rollout.candidates) if finished else 0
-    return Extent(rounds, images, ledger.spent.nfe)
-
-
-def _rising(number: int) -> float:
-    return float(number)
-
-
-def _falling(number: int) -> float:
-    return -float(number)
-
-
-def _answers(answer: Callable[[int], float], ids: Iterable[int]) -> Tensor:
-    return torch.tensor([answer(i) for i in ids], dtype=torch.float64)
-
-
-class _Nowhere:
-    """A space whose points hold two numbers: enough to count them and to search over."""
-
-    def __init__(self, steps: int, first: int = 0) -> None:
-        self.steps = steps
-        self.first = first
-        self.rng = torch.Generator().manual_seed(0)
-
-    def draw(self, n: int) -> Candidates:
-        return self._points(n, self.first)
-
-    def perturb(self, around: Candidates, n: int, cosine: float) -> Candidates:
-        return self._points(len(around) * n, around.step)
-
-    def renoise(self, candidates: Candidates, to: int) -> Candidates:
-        return self._points(len(candidates), to)
-
-    def fork(self, candidates: Candidates, index: Tensor | Iterable[int]) -> Candidates:
-        return candidates.select(index)
-
-    def place(self, latents: Tensor, parents: Sequence[tuple[int, ...]]) -> Candidates:
-        return self._points(len(latents), self.first)
-
-    def step_below(self, share: float) -> int:
-        """As if the level fell evenly from noise to clean."""
-        return max(1, min(int((1 - share) * self.steps) + 1, self.steps - 1))
-
-    def drafted(self, share: float) -> _Nowhere:
-        self._refuse_picture()
-        return _Nowhere(draft_steps(self.steps, share))
-
-    def exact(self, drafts: Candidates, steps: int) -> Candidates:
-        return drafts
-
-    def spatial(self, latents: Tensor) -> Tensor:
-        self._refuse_picture()
-        return latents.reshape(-1, 1, 1, 2)
-
-    def from_spatial(self, unit: Tensor) -> Tensor:
-        self._refuse_picture()
-        return unit.reshape(-1, 2)
-
-    def _refuse_picture(self) -> None:
-        if self.first:
-            raise UserError(
-                "This search works on pure noise, and sampling that starts from a picture has none:"
-                " use random, zero-order, or a search that branches on the way."
-            )
-
-    @staticmethod
-    def _points(n: int, step: int) -> Candidates:
-        if n > MOST_AT_ONCE:
-            raise UserError(
-                f"A round would ask for {n} candidates at once: lower search_args.search_rounds or"
-                " the budget."
-            )
-        return Candidates(torch.ones(n, 2), step, tuple(range(n)))
-
-
 def _placed(needs: Needs, engine: EngineArgs, gb: int) -> str:
     """Where the weights would be put on a GPU of so many GB, with nothing else on it."""
     placement = needs.choose(engine.offload, engine.vae, gb * GB)
@@ -355,6 +269,11 @@ def _described(config: ExperimentConfig) -> str:
     limits = {k: v for k, v in config.budget.model_dump().items() if v is not None}
     spent = "".join(f", at most {value} {name}" for name, value in limits.items())
     return f"{method} ({options}){spent}"
+
+
+def _plural(span: str, thing: str) -> str:
+    """A number, or from which to which, of a thing."""
+    return f"{span} {thing}" if span == "1" else f"{span} {thing}s"
 
 
 def _shortened(text: str) -> str:

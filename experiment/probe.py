@@ -24,7 +24,7 @@ from experiment.runner import plan
 from experiment.store import model_folder
 from search.core import Space
 from search.probing import PreviewProbing, Probing
-from utils import find_checkpoint, significant, write_atomically
+from utils import counted, find_checkpoint, significant, write_atomically
 from verifiers.base import metric_name
 
 WIDTH = 100
@@ -73,6 +73,8 @@ def _no_previews(config: ExperimentConfig, offline: bool = False) -> str | None:
     """Why nothing can be previewed; None if it can."""
     if config.verifier_args.make().preview_noise is not None:
         return f"'{config.verifier_args.name}' judges an image beside a preview of its own"
+    if config.pipeline_call_args.get("num_inference_steps") == 1:
+        return "a single step has no point midway"
     checkpoint = find_checkpoint(config.pretrained_model_name_or_path)
     if offline and not Path(checkpoint).is_dir():
         return None
@@ -127,7 +129,7 @@ def _written(folder: Path, probe: Probe, rows: Sequence[CandidateRecord]) -> str
         "previews": sum(row.step < row.steps for row in rows),
         "seconds": total["seconds"],
     }
-    sample = f"{_counted(found.prompts, 'prompt')} of {2 * probe.search.noises} noises"
+    sample = f"{counted(found.prompts, 'prompt')} of {2 * probe.search.noises} noises"
     drawn = picture(found, f"{probe.title}, {sample}", probe.skipped)
     write_atomically(folder / "probe.png", drawn)
     content = {
@@ -152,20 +154,20 @@ def _written(folder: Path, probe: Probe, rows: Sequence[CandidateRecord]) -> str
 def _report(
     probe: Probe, found: Landscape, favours: list[Advice], cost: dict[str, Any], folder: Path
 ) -> Iterator[str]:
-    yield f"\nLandscape of {probe.title}, {_counted(found.prompts, 'prompt')}, {found.steps} steps"
+    yield f"\nLandscape of {probe.title}, {counted(found.prompts, 'prompt')}, {found.steps} steps"
     yield (
         f"cost: {cost['nfe']} NFE, {cost['images']} images, {cost['previews']} previews,"
         f" {cost['seconds']:.1f} s"
     )
     yield "\nscores of two noises, correlation within a prompt [95 % interval]"
     for cosine, m in found.by_cosine.items():
-        yield f"  cosine {cosine:<9g}{m!s:<22}{_counted(m.n, 'pair')}"
+        yield f"  cosine {cosine:<9g}{m!s:<22}{counted(m.n, 'pair')}"
     yield "\npreview and final score, rank correlation within a prompt [95 % interval]"
     if probe.skipped:
         yield f"  not measured: {probe.skipped}"
     for step, m in found.previews.items():
         share = f"step {step} ({100 * step / found.steps:.0f} %)"
-        yield f"  {share:<16}{m!s:<22}{_counted(m.n, 'image')}"
+        yield f"  {share:<16}{m!s:<22}{counted(m.n, 'image')}"
     yield "\nspread of final scores"
     w = found.within
     yield (
@@ -186,7 +188,3 @@ def _report(
             f" (--probe {2 * probe.search.noises}) narrow it"
         )
     yield f"\nWritten: {folder / 'probe.json'} and probe.png"
-
-
-def _counted(n: int, thing: str) -> str:
-    return f"{n} {thing}" + ("" if n == 1 else "s")

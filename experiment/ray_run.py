@@ -25,11 +25,11 @@ from experiment.ray_actors import BEGUN, Begun, Job, Judges, Pipeline
 from experiment.ray_queue import LOST, Queue, placed
 from experiment.records import read_object
 from experiment.resume import config_of_run, finished, run_named, run_to_resume
-from experiment.runner import Ran, hint, plan, saved, tell_failed
+from experiment.runner import Ran, hint, plan, saved, tell_failed, tell_notes
 from experiment.shard_files import GATE, ShardStore, alone, clear_shard, merge
 from experiment.stops import Stopped
 from experiment.store import RunStore, refuse_unwritable
-from utils import ROOT, UserError
+from utils import ROOT, UserError, counted
 
 OBJECTS = 200 * 2**20  # bytes for what a local cluster's actors hand to each other
 HERE = ("auto", "local")
@@ -69,6 +69,7 @@ def run_on_ray(
             return Ran(folder)
         left = clear_shard(shards, planned.prompts, planned.prompts)
         print(f"Results go to {folder}", flush=True)
+        tell_notes(planned)
         try:
             _searched(config, shards, planned.prompts, left, place.mirror)
         except Stopped as stop:
@@ -147,7 +148,8 @@ def _searched(
         share = math.ceil(len(prompts) / count)
         begun = _begun(store) if url else None
         job = Job(whole, str(store.folder), list(prompts), os.getcwd(), url, share, begun)
-        print(f"{len(left)} prompts for {count} pipelines on Ray", flush=True)
+        shared = f"{counted(len(left), 'prompt')} for {counted(count, 'pipeline')}"
+        print(f"{shared} on Ray", flush=True)
         if config.engine_args.prompts_at_once not in ("auto", 1):
             print("On Ray a pipeline searches for one prompt at a time: see docs/scaling.md.")
         pipelines, judges = _actors(ray, args, job, count, fixed)
@@ -221,7 +223,7 @@ def _missing(ray: Any, args: RayArgs, pipelines: int, verifiers: int) -> str:
     wanted = pipelines * args.gpus_each(cards) + verifiers * args.verifier_gpus
     if asked <= cores and wanted <= cards:
         return ""
-    who = f"{pipelines} pipelines and {verifiers} verifiers"
+    who = f"{counted(pipelines, 'pipeline')} and {counted(verifiers, 'verifier')}"
     return (
         f"{who} take {asked:g} CPUs and {wanted:g} GPUs, and the cluster has {cores:g} and"
         f" {cards:g}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment.calls import called, refuse_unfit
+from experiment.calls import called, refuse_scheduler, refuse_unfit
 from experiment.config import ExperimentConfig
 from experiment.disk import short_of_room
 from experiment.fitting import first_attention, fit
@@ -44,7 +44,6 @@ from pipelines.loading import (
     choose_device,
     hush,
     load_pipeline,
-    load_scheduler,
     only_deterministic,
     pipeline_index,
     refuse_reserved,
@@ -55,6 +54,7 @@ from pipelines.profiles import check_profile, copies_needed
 from pipelines.quantization import check_quantization
 from utils import (
     UserError,
+    counted,
     digest,
     find_checkpoint,
     free_name,
@@ -164,6 +164,7 @@ def _ran_alone(
 def ran(experiment: Experiment) -> Ran:
     """Run it to its end, and say how to go on where it does not get there."""
     store, call_args = experiment.store, experiment.denoiser.call_args
+    tell_notes(experiment.planned)
     if warning := short_of_room(experiment.planned, call_args, store.folder):
         print(warning, flush=True)
     try:
@@ -176,9 +177,16 @@ def ran(experiment: Experiment) -> Ran:
     return Ran(store.folder, experiment.failed)
 
 
+def tell_notes(planned: Plan) -> None:
+    """What is hardly what was wanted, before it costs anything."""
+    for note in planned.notes:
+        print(f"Note: {note}.", file=sys.stderr, flush=True)
+
+
 def tell_failed(store: RunStore, failed: int) -> None:
     if failed:
-        print(f"{failed} prompts failed: summary.json says why. {hint(store)}", flush=True)
+        said = f"{counted(failed, 'prompt')} failed: summary.json says why."
+        print(f"{said} {hint(store)}", flush=True)
 
 
 def hint(store: RunStore) -> str:
@@ -254,8 +262,7 @@ def load(
             raise UserError(f"'{name}' wants previews, which only verifier_args gets, not a judge.")
     call = called(config, planned.checkpoint)
     refuse_unfit(config, call, planned.prompts)
-    if config.scheduler is not None:
-        load_scheduler(planned.checkpoint, config.scheduler)  # a wrong one is refused here
+    refuse_scheduler(config, planned.checkpoint)
     refuse_cuts(config, planned.checkpoint)
     device = choose_device(config.engine_args.device)
     check_dtype(config.torch_dtype, device)
@@ -300,7 +307,7 @@ def load(
     denoiser.use_profile(engine.profile, engine.quantization, engine.cache_threshold)
 
     denoiser.expect(prompt.text for prompt in planned.prompts)
-    _try_call(denoiser, planned.prompts[0], batch_size)
+    _try_call(config, denoiser, planned.prompts[0], batch_size)
     denoiser.try_profile(planned.prompts[0].text)
     ran_on = manifest(pipe, planned.checkpoint, device)
     ran_on["placement"] = residence.described()
@@ -329,13 +336,16 @@ def _check_profile(config: ExperimentConfig, checkpoint: str) -> None:
     check_profile(config.engine_args.profile, parts, config.engine_args.offload)
 
 
-def _try_call(denoiser: Denoiser, prompt: Prompt, batch_size: int) -> None:
+def _try_call(
+    config: ExperimentConfig, denoiser: Denoiser, prompt: Prompt, batch_size: int
+) -> None:
     """Call the pipeline up to its first step: what it refuses, it refuses here."""
     try:
         denoiser.steps(prompt.text, batch_size)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"The pipeline refuses its call arguments: {reason}.") from error
+        also = "" if config.scheduler is None else " or the config's scheduler"
+        raise UserError(f"The pipeline refuses its call arguments{also}: {reason}.") from error
 
 
 def named_judges(config: ExperimentConfig) -> dict[str, Chosen]:

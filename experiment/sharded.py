@@ -23,7 +23,7 @@ from experiment.shard_files import (
 )
 from experiment.shards import Shard, agreed, own_device
 from experiment.store import RunStore, refuse_unwritable, runs_of, time_stamp
-from utils import UserError
+from utils import UserError, counted
 
 
 def run_shard(
@@ -37,7 +37,8 @@ def run_shard(
     refuse_listeners(config, "run it in one process (--num_shards 1)")
     prompts = load_prompts(config)
     mine = shard.share(prompts, config.engine_args.share_batches)
-    print(f"{str(shard).capitalize()}, by {shard.source}: {len(mine)} of {len(prompts)} prompts.")
+    share = f"{len(mine)} of {counted(len(prompts), 'prompt')}"
+    print(f"{str(shard).capitalize()}, by {shard.source}: {share}.")
     if not mine:
         return Ran(Path(output_dir))
     folder = _folder(config, output_dir, shard, resume, run_name)
@@ -112,6 +113,7 @@ def _merged(store: ShardStore, prompts: list[Prompt], shard: Shard) -> int:
     if in_all is None:
         print(f"{str(shard).capitalize()} is done; the last one to end writes summary.json.")
         return 0
-    print(f"All {len(prompts)} prompts are done: {store.folder / 'summary.json'}")
+    done = "The prompt is" if len(prompts) == 1 else f"All {len(prompts)} prompts are"
+    print(f"{done} done: {store.folder / 'summary.json'}")
     tell_failed(store, in_all)
     return in_all

@@ -8,7 +8,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,11 @@ def pipeline_index(checkpoint: str) -> dict[str, Any]:
 def _why_not(checkpoint: str, error: BaseException) -> str:
     """Why a checkpoint could not be fetched, and the remedy, as the end of a sentence."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
@@ -85,6 +89,13 @@ def _why_not(checkpoint: str, error: BaseException) -> str:
         return (
             "HF_HUB_OFFLINE is set and the cache does not hold it, so unset that, or fetch it"
             f" where there is a network with `hf download {checkpoint}`."
+        )
+    unreached = (LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    if any(isinstance(cause, unreached) for cause in causes) and not Path(checkpoint).is_dir():
+        return (
+            f"the hub at {constants.ENDPOINT} cannot be reached"
+            f" ({_sentence(causes[-1]).removesuffix('.')}), so try again with a network, or fetch"
+            f" it where there is one with `hf download {checkpoint}`."
         )
     return _sentence(error)
 
@@ -196,11 +207,16 @@ def check_call_args(
     # diffusers' own calls take any others only to say that they are given up, or in silence.
     if named != set(accepted) and not asked.__call__.__module__.startswith("diffusers."):
         return
+    refuse_strangers(asked.__name__, call_args, named)
+
+
+def refuse_strangers(pipeline: str, call_args: Mapping[str, Any], named: Collection[str]) -> None:
+    """Refuse call arguments that are not among those the pipeline names."""
     for argument in call_args:
         if argument not in named:
+            known = set(named) - {"self", *RESERVED}
             raise UserError(
-                f"{asked.__name__} takes no call argument '{argument}':"
-                f" {did_you_mean(argument, named - {'self', *RESERVED})}"
+                f"{pipeline} takes no call argument '{argument}': {did_you_mean(argument, known)}"
             )
 
 
@@ -234,7 +250,7 @@ def load_scheduler(checkpoint: str, wanted: Mapping[str, Any] | None = None) -> 
         own = scheduler_class.from_pretrained(checkpoint, subfolder="scheduler")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"The scheduler of '{checkpoint}' cannot be loaded: {_sentence(error)}"
+            f"The scheduler of '{checkpoint}' cannot be loaded: {_why_not(checkpoint, error)}"
         ) from error
     return replaced_scheduler(own, wanted)
 
@@ -255,11 +271,35 @@ def replaced_scheduler(own: Any, wanted: Mapping[str, Any] | None) -> Any:
         if option not in known:
             raise UserError(f"{name} has no option '{option}': {did_you_mean(option, known)}")
     try:
-        return scheduler_class.from_config(own.config, **options)
+        made = scheduler_class.from_config(own.config, **options)
     except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
         raise UserError(
             f"{name} cannot be set up as the config says: {_sentence(error)}"
         ) from error
+    _refuse_other_kind(own, made)
+    return made
+
+
+def _refuse_other_kind(own: Any, made: Any) -> None:
+    """Refuse a scheduler whose way from noise to image is not the one that the model has learned:
+    it would run, and make noise."""
+    from pipelines.schedule import is_straight
+
+    straight, name = is_straight(own), type(made).__name__
+    if straight is None or is_straight(made) in (None, straight):
+        return
+    flow, noise = "for flow models", "for models that predict noise"
+    flags = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    can_flow = flags.keys() <= inspect.signature(type(made).__init__).parameters.keys()
+    example = "FlowMatchEulerDiscreteScheduler" if straight else "EulerDiscreteScheduler"
+    remedy = f"name one like {example}"
+    if straight and can_flow:
+        remedy = f"add {json.dumps(flags)[1:-1]} to it"
+    raise UserError(
+        f"The config's scheduler, {name}, is set up {noise if straight else flow}, and the"
+        f" checkpoint's, {type(own).__name__}, {flow if straight else noise}: {remedy}, or leave"
+        " 'scheduler' out."
+    )
 
 
 def choose_device(wanted: str, key: str = "device") -> str:

@@ -95,6 +95,21 @@ def clean_estimate(
     return sample - level.noise * model_output
 
 
+def is_straight(scheduler: Any, steps: int = 9) -> bool | None:
+    """Whether its forward process is a straight line from image to noise, as flow models have it.
+
+    Then signal + noise is 1 all along; with noise added to a kept signal, or variance preserved,
+    it is more. None for a scheduler that cannot be tried on its own.
+    """
+    try:
+        probe = copy.deepcopy(scheduler)
+        set_steps(probe, steps)
+        level = levels(probe)[len(probe.timesteps) // 2]
+    except Exception:  # arguments or numbers of steps of its own
+        return None
+    return abs(level.signal + level.noise - 1) < 1e-3
+
+
 def is_one_step(scheduler: Any, steps: int = 6) -> bool:
     """Whether a step depends on nothing but its own input, so that a run may be cut anywhere.
 
@@ -131,6 +146,8 @@ def _comes_out_alike(scheduler: Any, steps: int) -> bool:
 def set_steps(scheduler: Any, steps: int) -> None:
     """Set so many inference steps on a scheduler that no pipeline drives."""
     shifts = getattr(scheduler.config, "use_dynamic_shifting", False)
+    # One that replaces another keeps its settings, also those that it does not know.
+    shifts = shifts and "mu" in inspect.signature(scheduler.set_timesteps).parameters
     scheduler.set_timesteps(steps, **({"mu": 1.0} if shifts else {}))
 
 

@@ -108,7 +108,7 @@ def test_a_search_that_fails_costs_no_other_and_is_tried_again(
     asked = Counting.images
     method, index = {0: ("random", 0), -1: ("zero-order", 1)}[at]
     told = capsys.readouterr().out
-    assert "1 searches failed; the same command tries them again:\n" in told
+    assert "1 search failed; the same command tries again:\n" in told
     assert f"prompt {index + 1}        {method} " in told
     assert "failed: ZeroDivisionError: the grader fell over" in told
     folder = tmp_path / "compare" / "still" / method / "nfe20_s0"

@@ -11,7 +11,7 @@ import pytest
 from experiment.config import load_config
 from main import main
 from pipelines.loading import refuse_reserved
-from utils import ROOT
+from utils import ROOT, counted
 
 
 class Model(NamedTuple):
@@ -98,9 +98,9 @@ def test_guidance_takes_effect(name: str) -> None:
 
 @each
 def test_the_plan_counts_the_steps(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    steps = call_args(name)["num_inference_steps"]
+    steps = counted(call_args(name)["num_inference_steps"], "step")
     assert main(["--dry_run", "--prompt=a cat", f"--pipeline_config_path={path(name)}"]) == 0
-    assert f"{MODELS[name].nfe} a prompt ({steps} steps an image)" in capsys.readouterr().out
+    assert f"{MODELS[name].nfe} a prompt ({steps} an image)" in capsys.readouterr().out
 
 
 @each

@@ -239,7 +239,7 @@ def test_a_run_of_another_config_is_refused_key_by_key(
     assert said.count(" was ") == 3 and said.count("\n") == 1
     assert content(folder) == kept
     assert main(["--resume", str(tmp_path / "nowhere")]) == 2
-    assert "no config file" in capsys.readouterr().err
+    assert "There is no run in" in capsys.readouterr().err
     assert in_process(tmp_path, "--resume", str(folder.parent))[0] == 2
     assert "There is no run in" in capsys.readouterr().err
     assert main(["--resume", "auto", "--probe"]) == 2

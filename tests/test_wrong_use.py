@@ -226,3 +226,21 @@ def test_a_hub_out_of_reach_says_how_to_do_without(
     err = refused(tmp_path, capsys, content("someone/absent"))
     assert "HF_HUB_OFFLINE is set and the cache does not hold it" in err
     assert "fetch it where there is a network with `hf download someone/absent`" in err
+
+
+def test_a_hub_that_does_not_answer_is_told_from_a_file_that_it_has_not(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    no_loading: None,
+) -> None:
+    with hub(monkeypatch, tmp_path / "cache", 404, "") as gone:
+        pass  # its port is closed from here on
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", gone)
+    template = gone + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub's client tries again
+    err = refused(tmp_path, capsys, content("someone/thing"))
+    assert f"the hub at {gone} cannot be reached" in err
+    assert "Connection refused" in err and "`hf download someone/thing`" in err

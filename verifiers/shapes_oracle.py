@@ -15,6 +15,13 @@ class ShapesOracle(BaseVerifier):
 
     metrics: ClassVar[tuple[str, ...]] = ("oracle_score", "oracle_right")
 
+    @staticmethod
+    def reads(prompt: str) -> bool:
+        """Whether the prompt is a caption of this world, so that it says what to look for."""
+        from shapes.grammar import parse
+
+        return parse(prompt) is not None
+
     def score(self, items: Sequence[Item]) -> list[Score]:
         return [self._judge(item) for item in items]
 
