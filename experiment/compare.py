@@ -19,9 +19,10 @@ from experiment.calls import called, refuse_unfit
 from experiment.compare_cell import Cell, Done
 from experiment.compare_config import CompareConfig, metric_labels
 from experiment.compare_search import CellRun
-from experiment.compare_table import Measured, Table, tabulate, write_table
+from experiment.compare_table import Measured, Table, tabulate
+from experiment.compare_text import write_table
 from experiment.config import ExperimentConfig
-from experiment.curves import write_curves
+from experiment.curves import counted, write_curves
 from experiment.lock import locked
 from experiment.plan import Plan, refuse_cuts
 from experiment.prompts import Prompt, grouped
@@ -77,7 +78,7 @@ class Comparison:
             f"comparison    {self.config.name}: {self.experiment.pretrained_model_name_or_path}",
             f"scores        {', '.join(metric_labels(self.experiment))}",
             f"prompts       {len(self.prompts)}, seeds {seeds}",
-            f"budgets       {budgets} NFE a prompt",
+            f"budgets       {budgets} NFE per prompt",
             *(self._of_method(label) for label in self.config.methods),
             f"runs          {len(self.cells)}, {self._nfe(self.cells)} NFE in all, {self.left}",
         ]
@@ -99,9 +100,16 @@ class Comparison:
         if not spent:
             return "none of it done"
         left = self._nfe(self.cells) - spent
+        if not left:
+            return "all of it done"
         totals = [each.summary for cell in self.cells for each in cell.done().values()]
         speed = sum(total["nfe"] for total in totals) / sum(total["seconds"] for total in totals)
-        return f"{left} left, about {left / speed / 3600:.1f} h at {speed:.0f} NFE a second so far"
+        return f"{left} left, about {_duration(left / speed)} at {speed:.3g} NFE per second so far"
+
+
+def _duration(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours >= 1 else counted(max(1, round(seconds / 60)), "minute")
 
 
 def _most(cell: Cell) -> int:
@@ -230,7 +238,7 @@ def _compared(comparison: Comparison, ends: float | None) -> Compared:
         else "No prompt is done by all methods yet, so there is no table."
     )
     if sitting.failures:
-        print(f"{len(sitting.failures)} searches failed; the same command tries them again:")
+        print(f"{counted(len(sitting.failures), 'search')} failed; the same command tries again:")
         print("\n".join(sitting.failures), flush=True)
     return Compared(in_time, len(sitting.failures))
 
