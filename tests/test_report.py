@@ -457,7 +457,7 @@ def test_bold_differences_of_runs_have_passed_their_tests(tmp_path: Path) -> Non
     assert run_main(*runs, "--table", "--report", "--output", out) == 0
     text = (out / "table.md").read_text()
     assert "**+0.5 [+0.5, +0.5]**" in text and "**+0.917 [" in text
-    assert text.count("after Holm's correction for the 1 pair of runs") == 2
+    assert text.count("after Holm's correction for the 1 pair of runs") == 3  # metrics
     assert text.count("McNemar's") == 1
     rows = list(csv.DictReader((out / "table.csv").open()))
     found = {(row["metric"], row["quantity"]): row["value"] for row in rows if row["against"]}
