@@ -100,7 +100,7 @@ class Comparison:
         if not spent:
             return "none of it done"
         left = self._nfe(self.cells) - spent
-        if not left:
+        if left <= 0:
             return "all of it done"
         totals = [each.summary for cell in self.cells for each in cell.done().values()]
         speed = sum(total["nfe"] for total in totals) / sum(total["seconds"] for total in totals)

@@ -35,11 +35,13 @@ from pipelines.sde import Sde
 from pipelines.space import LatentSpace
 from search.core import Rollout, Search, adds_noise
 from search.ledger import Ledger
+from search.own import BadSearch
 from search.play import foreseen, play
 from utils import UserError, significant, write_atomically
 from verifiers.base import Chosen, Item, Score
 
 NO_SCORE = "no finished image has a score, see candidates.jsonl for reasons"
+NO_IMAGE = "the search ended before it had made any image"
 REMOTE_AT_ONCE = 4  # a grader takes about as long as some batches do
 
 
@@ -119,6 +121,8 @@ class Experiment:
                     failed[prompt.index] = {**outcome.summary(), "failed": reason}
                 bar.update()
                 tqdm.write(report(outcome, reason))
+                if reason not in (None, NO_SCORE):
+                    tqdm.write(f"  details: {self._failure_path(prompt)}")
                 sys.stdout.flush()  # a log file is read while the run goes on
                 self.refuse_hopeless(outcome, reason)
         if order != sorted(order) or at_once > 1:  # in the prompts' order, as if each had waited
@@ -244,16 +248,18 @@ class Experiment:
             error = failure.error
             if disk_full(error):
                 raise error from None
-            if isinstance(error, UserError):
+            if isinstance(error, UserError) and not isinstance(error, BadSearch):
                 # What is refused from the start is wrong, and what is refused later has changed.
                 raise (Stopped(str(error)) if self.watch.worked else error) from None
             text = "".join(traceback.format_exception(error))
             self._note_failure(prompt, text)
-            return failure.outcome, " ".join(f"{type(error).__name__}: {error}".split())
+            kind = "" if isinstance(error, BadSearch) else f"{type(error).__name__}: "
+            return failure.outcome, " ".join(f"{kind}{error}".split())
         if outcome.book.best is None:
+            reason = NO_SCORE if outcome.book.statuses else NO_IMAGE
             outcome.journal.drop_unanswered()
-            self._note_failure(prompt, NO_SCORE)
-            return outcome, NO_SCORE
+            self._note_failure(prompt, reason)
+            return outcome, reason
         return outcome, None
 
     def _note_failure(self, prompt: Prompt, text: str) -> None:
