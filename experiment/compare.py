@@ -238,7 +238,9 @@ def _compared(comparison: Comparison, ends: float | None) -> Compared:
         else "No prompt is done by all methods yet, so there is no table."
     )
     if sitting.failures:
-        print(f"{counted(len(sitting.failures), 'search')} failed; the same command tries again:")
+        number = len(sitting.failures)
+        searches = "1 search" if number == 1 else f"{number} searches"
+        print(f"{searches} failed; the same command tries again:")
         print("\n".join(sitting.failures), flush=True)
     return Compared(in_time, len(sitting.failures))
 

@@ -122,7 +122,7 @@ class Experiment:
                 bar.update()
                 tqdm.write(report(outcome, reason))
                 if reason not in (None, NO_SCORE):
-                    tqdm.write(f"  details: {self._failure_path(prompt)}")
+                    tqdm.write(f"  details: {self.failure_path(prompt)}")
                 sys.stdout.flush()  # a log file is read while the run goes on
                 self.refuse_hopeless(outcome, reason)
         if order != sorted(order) or at_once > 1:  # in the prompts' order, as if each had waited
@@ -139,7 +139,7 @@ class Experiment:
     def note_tried(self, left: Sequence[Prompt]) -> None:
         """Before a sitting: which of the prompts that it is to search for have failed before, or
         share batches with one that had no answers."""
-        self._failed_before = {p.index for p in left if self._failure_path(p).exists()}
+        self._failed_before = {p.index for p in left if self.failure_path(p).exists()}
         self._tried_before = set(self._failed_before)
         if self._company_size > 1:  # nobody else leaves such notes
             for group in grouped(self.planned.prompts, self._company_size):
@@ -268,23 +268,24 @@ class Experiment:
         if prompt.index in self._companies:
             self._notes[prompt.index] = text
         else:
-            self._write_note(self._failure_path(prompt), text)
+            self._write_note(self.failure_path(prompt), text)
 
     def _settle_note(self, prompt: Prompt) -> None:
         if prompt.index in self._notes:
-            self._write_note(self._failure_path(prompt), self._notes.pop(prompt.index))
+            self._write_note(self.failure_path(prompt), self._notes.pop(prompt.index))
 
     def _note_silence(self, prompt: Prompt, text: str) -> None:
         """The run stops here; next time others come first."""
         shares = prompt.index in self._companies
-        path = self._silence_path(prompt) if shares else self._failure_path(prompt)
+        path = self._silence_path(prompt) if shares else self.failure_path(prompt)
         self._write_note(path, text)
 
     def _write_note(self, path: Path, text: str) -> None:
         refuse_lost()
         write_atomically(path, text.encode())
 
-    def _failure_path(self, prompt: Prompt) -> Path:
+    def failure_path(self, prompt: Prompt) -> Path:
+        """Where the reason of a failure is written, with the traceback if there is one."""
         return self.store.state / f"prompt{prompt.index}.failed.txt"
 
     def _silence_path(self, prompt: Prompt) -> Path:
