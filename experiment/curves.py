@@ -94,8 +94,7 @@ def _draw_scores(panel: Axes, table: Table, metric: str) -> None:
         ends.append(ceiling[-1])
         colors.append(CEILING)
     panel.set_title(metric, loc="left")
-    share = metric in table.shares
-    panel.set_ylabel("share of the chosen images" if share else "mean score of the chosen image")
+    panel.set_ylabel("mean score of the chosen image")
     _draw_axes(panel, table)
     end_at_bounds(panel, drawn)
     _label_ends(panel, table, names, ends, colors)

@@ -69,7 +69,10 @@ class Difference(Estimate):
 
 
 def is_binary(values: Values) -> bool:
-    """Whether every score is 0 or 1; nan stands for none."""
+    """Whether every score is 0 or 1; nan stands for none.
+
+    A bounded score that is at its bound everywhere counts too: there the bootstrap knows no doubt.
+    """
     sample = np.asarray(values, dtype=np.float64)
     known = sample[~np.isnan(sample)]
     return bool(known.size) and bool(np.isin(known, (0, 1)).all())
