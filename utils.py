@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
@@ -37,9 +38,9 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}." if known else "none is known."
 
 
-def counted(number: int, thing: str) -> str:
-    """So many of a thing whose plural ends in s."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+def counted(number: int, thing: str, things: str | None = None) -> str:
+    """So many of a thing; its plural ends in s where none is given."""
+    return f"{number} {thing}" if number == 1 else f"{number} {things or f'{thing}s'}"
 
 
 def check_options(
@@ -69,17 +70,37 @@ def named_class(kind: str, name: str, table: Mapping[str, str], method: str) -> 
         raise UserError(f"There is no {kind} '{name}': {did_you_mean(name, table)}")
     found = imported(kind, name, path)
     if not (dataclasses.is_dataclass(found) and hasattr(found, method)):
-        raise UserError(f"'{name}' is no {kind}: it must be a dataclass with a method '{method}'.")
+        raise UserError(
+            f"'{name}' is no {kind}: it must be a dataclass (@dataclass) with a method '{method}'."
+        )
     return found
 
 
 def imported(kind: str, name: str, path: str) -> Any:
-    """What stands at "package.module:Class"; `name` is how the user asked for it."""
+    """What stands at "package.module:Class"; `name` is how the user asked for it.
+
+    A user's own module may lie in the working directory, wherever the command itself lies.
+    """
     module, _, attribute = path.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)  # behind all else, so that it hides nothing
     try:
-        return getattr(import_module(module), attribute)
+        found = import_module(module)
     except Exception as error:  # a user's own module can fail in any way as it is imported
-        raise UserError(f"The {kind} '{name}' cannot be imported: {error}.") from error
+        lost = isinstance(error, ModuleNotFoundError) and module.startswith(error.name or ".")
+        where = f" in {here} or on Python's path" if lost else ""
+        said = str(error).rstrip(".") or type(error).__name__
+        raise UserError(f"The {kind} '{name}' cannot be imported: {said}{where}.") from error
+    try:
+        return getattr(found, attribute)
+    except AttributeError as error:
+        own = [value for value in vars(found).values() if isinstance(value, type)]
+        classes = [each.__name__ for each in own if each.__module__ == module]
+        raise UserError(
+            f"The {kind} '{name}' cannot be imported: '{module}' has no '{attribute}':"
+            f" {did_you_mean(attribute, classes)}"
+        ) from error
 
 
 def free_name(name: str, taken: Iterable[str]) -> str:

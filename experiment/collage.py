@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiment.drawing import Picture, Tile
@@ -26,10 +27,21 @@ from utils import UserError, significant
 LONGEST_ROW = 8
 
 
+@dataclass
+class Ended:
+    """What a prompt's rows tell of its rounds.
+
+    scored: by round, whether any of its finished images has a score. best: the run's choice.
+    """
+
+    scored: dict[int, bool] = field(default_factory=dict)
+    best: CandidateRecord | None = None
+
+
 def pictures(
     folder: Path, *, per_round: bool = False, tell: Callable[[str], None] | None = None
 ) -> Iterator[Picture]:
-    """One collage a prompt of a run folder; with `per_round` also a grid for each round.
+    """One collage for each prompt of a run folder; with `per_round` also a grid for each round.
 
     A prompt's videos are shown twice: as a video of them all, and by keyframes. `tell` is told of
     records that cannot be read, which are left out.
@@ -39,8 +51,9 @@ def pictures(
     keys = {record.key for record in rounds} | {image.key for image in images}
     names = _distinct_names(sorted(keys))
     best = _chosen(folder, tell)
+    ended = _ended(folder, best, tell)
     for key, records in by_prompt(rounds).items():
-        collage = _collage(names[key], records, best)
+        collage = _collage(folder, names[key], records, best, ended.get(key, Ended()))
         if any(tile.path.suffix == ".mp4" for tile in collage.tiles):
             yield film(collage)
             yield contact_sheet(collage)
@@ -60,23 +73,90 @@ def _chosen(folder: Path, tell: Callable[[str], None] | None) -> Collection[str]
         return ()
 
 
-def _collage(name: str, records: Sequence[RoundRecord], best: Collection[str]) -> Picture:
-    winner = _best_of(records, best)
-    rows = math.ceil(len(records) / LONGEST_ROW)
+def _ended(
+    folder: Path, best: Collection[str], tell: Callable[[str], None] | None
+) -> dict[PromptKey, Ended]:
+    """By prompt the rounds that came to an end; none where there are no rows to tell."""
+    try:
+        rows = read_candidates(folder)
+    except UserError as error:
+        if tell is None:
+            raise
+        tell(f"Rounds that were rejected are not marked: {error}")
+        return {}
+    # Of a rejected round no picture is kept, so a prompt's rows tell its files' names together.
+    keys = {row.prompt_index: file.key for row in rows
+            if row.path is not None and (file := parse_name(folder / row.path))}  # fmt: skip
+    found: dict[PromptKey, Ended] = {}
+    for row in rows:
+        if row.prompt_index in keys and row.step == row.steps and not row.draft:
+            ended = found.setdefault(keys[row.prompt_index], Ended())
+            ended.scored[row.round] = ended.scored.get(row.round, False) or row.status == "ok"
+            ended.best = row if row.path in best else ended.best
+    return found
+
+
+def _without_record(records: Sequence[RoundRecord], scored: dict[int, bool]) -> str:
+    """The rounds that left no record, and why; empty where there are none."""
+    left = sorted(scored.keys() - {record.search_round for record in records})
+    told = []
+    for why, numbers in (
+        ("rejected (none beat its pivot)", [number for number in left if scored[number]]),
+        ("without a score", [number for number in left if not scored[number]]),
+    ):
+        if numbers:
+            which = ", ".join(f"i={number}" for number in numbers)
+            told.append(f"{which} {why}")
+    return "".join(f"; {each}" for each in told)
+
+
+def _collage(
+    folder: Path,
+    name: str,
+    records: Sequence[RoundRecord],
+    best: Collection[str],
+    ended: Ended,
+) -> Picture:
+    tiles = _best_of_rounds(folder, records, best, ended.best)
+    rows = math.ceil(len(tiles) / LONGEST_ROW)
     return Picture(
         name=f"collage_{name}_i@{records[0].search_round}-{records[-1].search_round}.png",
         caption=_caption(records[0].prompt, records[0].key),
-        note=drawable(f"{_metric(records[0])} of the best of each round"),
-        tiles=tuple(
+        note=drawable(
+            f"{_metric(records[0])} of the best of each round"
+            + _without_record(records, ended.scored)
+        ),
+        tiles=tiles,
+        columns=math.ceil(len(tiles) / rows),
+    )
+
+
+def _best_of_rounds(
+    folder: Path,
+    records: Sequence[RoundRecord],
+    best: Collection[str],
+    chosen: CandidateRecord | None,
+) -> tuple[Tile, ...]:
+    """The rounds' best in order; the run's own choice among them, also if it is the pivot of a
+    round that was rejected."""
+    shown = {record.image_path.name for record in records}
+    apart = chosen if chosen is not None and chosen.path not in shown else None
+    winner = None if apart is not None else _best_of(records, best)
+    tiles = [
+        (
+            record.search_round,
             Tile(
                 path=record.image_path,
                 label=f"i={record.search_round}  {significant(record.score)}",
                 framed=record is winner,
-            )
-            for record in records
-        ),
-        columns=math.ceil(len(records) / rows),
-    )
+            ),
+        )
+        for record in records
+    ]
+    if apart is not None and apart.path is not None:
+        label = f"i={apart.round}  {significant(apart.score)}"
+        tiles.append((apart.round, Tile(folder / apart.path, label, framed=True)))
+    return tuple(tile for _, tile in sorted(tiles, key=lambda each: each[0]))
 
 
 def _round_grids(
@@ -94,6 +174,7 @@ def _round_grids(
     recorded = [parse_name(folder / path) for path in rows]
     winners = {record.image_path.name: record for record in rounds}
     known = {record.key: record for record in rounds}
+    sizes = {(record.key, record.search_round): record.num_noises for record in rounds}
     files = {file.path.name: file for file in [*recorded, *images] if file is not None}
 
     for key, of_prompt in by_prompt(files.values()).items():
@@ -105,7 +186,8 @@ def _round_grids(
                 name=f"round_{names.get(key, f'{key.slug}_hash@{key.hash}')}_i@{number}.png",
                 caption=_caption(_prompt_of(key, known), key),
                 note=drawable(
-                    f"round {number}: seed and {_metric(known.get(key))}, n={len(candidates)}"
+                    f"round {number}: seed and {_metric(known.get(key))},"
+                    f" {_size(len(candidates), sizes.get((key, number), 0))}"
                 ),
                 tiles=tuple(
                     Tile(
@@ -118,6 +200,11 @@ def _round_grids(
                 columns=math.ceil(math.sqrt(len(candidates))),
                 labels_below=True,
             )
+
+
+def _size(shown: int, pool: int) -> str:
+    """How many candidates there are; of a pool that was extended, how many of it are new."""
+    return f"{shown} new of {pool}" if pool > shown else f"n={shown}"
 
 
 def _distinct_names(keys: Sequence[PromptKey]) -> dict[PromptKey, str]:

@@ -19,7 +19,8 @@ from experiment.calls import called, refuse_unfit
 from experiment.compare_cell import Cell, Done
 from experiment.compare_config import CompareConfig, metric_labels
 from experiment.compare_search import CellRun
-from experiment.compare_table import Measured, Table, tabulate, write_table
+from experiment.compare_table import Measured, Table, tabulate
+from experiment.compare_text import write_table
 from experiment.config import ExperimentConfig
 from experiment.curves import write_curves
 from experiment.lock import locked
@@ -29,7 +30,7 @@ from experiment.resume import check_world, told_of
 from experiment.runner import Engine, load, plan
 from experiment.stops import Stopped, Watch, disk_full
 from experiment.store import refuse_unwritable
-from utils import UserError, path_part, significant
+from utils import UserError, counted, path_part, significant
 
 CURVES = "curves.png"
 
@@ -77,7 +78,7 @@ class Comparison:
             f"comparison    {self.config.name}: {self.experiment.pretrained_model_name_or_path}",
             f"scores        {', '.join(metric_labels(self.experiment))}",
             f"prompts       {len(self.prompts)}, seeds {seeds}",
-            f"budgets       {budgets} NFE a prompt",
+            f"budgets       {budgets} NFE per prompt",
             *(self._of_method(label) for label in self.config.methods),
             f"runs          {len(self.cells)}, {self._nfe(self.cells)} NFE in all, {self.left}",
             *(f"note          {note}" for note in self._notes()),
@@ -108,7 +109,12 @@ class Comparison:
             return "all of it done"
         totals = [each.summary for cell in self.cells for each in cell.done().values()]
         speed = sum(total["nfe"] for total in totals) / sum(total["seconds"] for total in totals)
-        return f"{left} left, about {left / speed / 3600:.1f} h at {speed:.0f} NFE a second so far"
+        return f"{left} left, about {_duration(left / speed)} at {speed:.3g} NFE per second so far"
+
+
+def _duration(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours >= 1 else counted(max(1, round(seconds / 60)), "minute")
 
 
 def _most(cell: Cell) -> int:
@@ -237,8 +243,7 @@ def _compared(comparison: Comparison, ends: float | None) -> Compared:
         else "No prompt is done by all methods yet, so there is no table."
     )
     if sitting.failures:
-        failed = len(sitting.failures)
-        searches = "1 search" if failed == 1 else f"{failed} searches"
+        searches = counted(len(sitting.failures), "search", "searches")
         print(f"{searches} failed; the same command tries again:")
         print("\n".join(sitting.failures), flush=True)
     return Compared(in_time, len(sitting.failures))

@@ -50,7 +50,9 @@ class CellRun:
         outcome, reason = self._searches.tried(prompt)
         if reason is not None:
             self.failed[prompt.index] = {**outcome.summary(), "failed": reason}
-            self.failures.append(f"prompt {prompt.index + 1:<9}{self.cell}failed: {reason}")
+            details = self._searches.failure_path(prompt)
+            told = f"prompt {prompt.index + 1:<9}{self.cell}failed: {reason} (details: {details})"
+            self.failures.append(told)
             print(self.failures[-1], flush=True)
         self._searches.refuse_hopeless(outcome, reason)
         return self._noted(prompt, outcome) if reason is None else None

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiment.compare_cell import Winner
 from experiment.compare_config import CompareConfig
-from experiment.statistics import LEVEL, RESAMPLES, Estimate, bootstrap
-from utils import json_number, significant, write_atomically
+from experiment.statistics import (
+    Difference,
+    Estimate,
+    corrected,
+    difference,
+    estimate,
+    is_binary,
+)
 
 COSTS = ("nfe", "rows", "seconds", "images")
 
@@ -36,13 +37,14 @@ class Measured:
 class Entry:
     """One method at one budget.
 
-    scores: by metric. differences: to the first method at the same budget, paired by prompt.
+    scores: by metric. differences: to the first method at the same budget, paired by prompt; their
+    p is corrected for the number of methods that are compared with the first one there.
     """
 
     method: str
     budget: int
     scores: Mapping[str, Estimate]
-    differences: Mapping[str, Estimate]
+    differences: Mapping[str, Difference]
     costs: Mapping[str, Estimate]
 
 
@@ -60,7 +62,7 @@ class Table:
     """A comparison's result over the prompts and seeds that all methods have done.
 
     answered: by metric, for how many of the prompts every method has a score at every budget; only
-    those count there.
+    those count there. shares: the metrics of which every single score is 0 or 1.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Table:
     prompts: int
     wanted: int
     answered: Mapping[str, int]
+    shares: tuple[str, ...]
     entries: tuple[Entry, ...]
     ceilings: tuple[Ceiling, ...]
 
@@ -87,22 +90,27 @@ def tabulate(
         return None
     reference, *_ = config.methods
     scores = {metric: grid.scores(metric) for metric in metrics}
+    shares = tuple(metric for metric in metrics if grid.is_share(metric))
+    differences = {
+        (metric, column): _differences(values[:, column], binary=metric in shares)
+        for metric, values in scores.items()
+        for column in range(len(config.budgets))
+    }
     entries = []
     for at, method in enumerate(config.methods):
         for column, budget in enumerate(config.budgets):
-            own = {metric: values[at, column] for metric, values in scores.items()}
-            first = {metric: values[0, column] for metric, values in scores.items()}
             costs = {name: grid.mean(method, budget, name) for name in COSTS}
             assert costs["nfe"].max() <= budget, f"{method} overspent {budget} NFE"
             entries.append(
                 Entry(
                     method,
                     budget,
-                    {metric: bootstrap(values) for metric, values in own.items()},
-                    {metric: bootstrap(own[metric] - first[metric]) for metric in metrics}
-                    if method != reference
-                    else {},
-                    {name: bootstrap(values) for name, values in costs.items()},
+                    {
+                        metric: estimate(values[at, column], binary=metric in shares)
+                        for metric, values in scores.items()
+                    },
+                    {metric: differences[metric, column][at - 1] for metric in metrics if at},
+                    {name: estimate(values, binary=False) for name, values in costs.items()},
                 )
             )
     highest = {
@@ -111,7 +119,7 @@ def tabulate(
         for budget in config.budgets
     }
     ceilings = [
-        Ceiling(budget, metric, bootstrap(values))
+        Ceiling(budget, metric, estimate(values, binary=metric in shares))
         for (metric, budget), values in highest.items()
         if len(values)
     ]
@@ -124,9 +132,16 @@ def tabulate(
         prompts=len(grid.prompts),
         wanted=wanted,
         answered={metric: values.shape[2] for metric, values in scores.items()},
+        shares=shares,
         entries=tuple(entries),
         ceilings=tuple(ceilings),
     )
+
+
+def _differences(scores: NDArray[np.float64], *, binary: bool) -> list[Difference]:
+    """All methods but the first against it, at one budget. scores: [method, prompt]."""
+    first, *others = scores
+    return corrected([difference(own, first, binary=binary) for own in others])
 
 
 class _Grid:
@@ -161,6 +176,17 @@ class _Grid:
         )
         return values[:, :, ~np.isnan(values).any(axis=(0, 1))]
 
+    def is_share(self, metric: str) -> bool:
+        """Whether every single score is 0 or 1; means over seeds need not be."""
+        pairs = set(self.pairs)
+        return is_binary(
+            [
+                winner.scores[metric]
+                for (_, _, prompt, seed), winner in self._winners.items()
+                if (prompt, seed) in pairs
+            ]
+        )
+
     def mean(self, method: str, budget: int, cost: str) -> NDArray[np.float64]:
         return self._by_prompt(method, budget, lambda winner: float(getattr(winner, cost)))
 
@@ -181,105 +207,3 @@ class _Grid:
                 for prompt, seeds in self.prompts.items()
             ]
         )
-
-
-def write_table(table: Table, folder: Path) -> None:
-    """table.json, table.csv and table.md in the comparison's folder."""
-    content = json.dumps(_jsonable(asdict(table)), indent=2, allow_nan=False) + "\n"
-    write_atomically(folder / "table.json", content.encode())
-    write_atomically(folder / "table.csv", as_csv(table).encode())
-    write_atomically(folder / "table.md", as_markdown(table).encode())
-
-
-def _jsonable(value: Any) -> Any:
-    """The same with nan as null."""
-    if isinstance(value, Mapping):
-        return {key: _jsonable(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(each) for each in value]
-    return json_number(value) if isinstance(value, float) else value
-
-
-def as_csv(table: Table) -> str:
-    """One line a method and budget; every mean followed by the ends of its interval."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "budget", "prompts", *_columns(table)])
-    for entry in table.entries:
-        cells: list[object] = []
-        for metric in table.metrics:
-            cells += [*_ends(entry.scores[metric]), *_ends(entry.differences.get(metric))]
-        for cost in COSTS:
-            cells += _ends(entry.costs[cost])
-        writer.writerow([entry.method, entry.budget, table.prompts, *cells])
-    return text.getvalue()
-
-
-def _columns(table: Table) -> list[str]:
-    means = [name for metric in table.metrics for name in (metric, f"{metric}_difference")]
-    return [name + end for name in (*means, *COSTS) for end in ("", "_low", "_high")]
-
-
-def _ends(estimate: Estimate | None) -> list[object]:
-    if estimate is None:
-        return ["", "", ""]
-    values = (estimate.mean, estimate.low, estimate.high)
-    return ["" if math.isnan(value) else value for value in values]
-
-
-def as_markdown(table: Table) -> str:
-    """One table a budget; differences whose interval leaves zero out stand in bold."""
-    reference = table.methods[0]
-    seeds = ", ".join(map(str, table.seeds))
-    lines = [
-        f"# {table.name}",
-        "",
-        f"{table.prompts} of {table.wanted} prompts, seeds {seeds} averaged within a prompt. In"
-        f" brackets: {LEVEL:.0%} bootstrap intervals over prompts, {RESAMPLES} resamples. Δ:"
-        f" difference to `{reference}` at the same budget, paired by prompt; bold where its"
-        " interval leaves 0 out.",
-    ]
-    for metric, answered in table.answered.items():
-        if answered < table.prompts:
-            lines.append(f"`{metric}`: {answered} prompts, for which every method has a score.")
-    for budget in table.budgets:
-        heads = [head for metric in table.metrics for head in (metric, f"Δ {metric}")]
-        lines += ["", f"## {budget} NFE", "", _row("method", *heads, *COSTS)]
-        lines.append(_row("---", *("---:" for _ in (*heads, *COSTS))))
-        lines += [_method_row(table, table.entry(method, budget)) for method in table.methods]
-        ceilings = {c.metric: c.score for c in table.ceilings if c.budget == budget}
-        if ceilings:
-            cells = [
-                cell
-                for metric in table.metrics
-                for cell in (_shown(ceilings[metric]) if metric in ceilings else "", "")
-            ]
-            lines.append(
-                _row(
-                    f"*best possible choice among `{reference}`'s images*",
-                    *cells,
-                    *("" for _ in COSTS),
-                )
-            )
-    return "\n".join(lines) + "\n"
-
-
-def _method_row(table: Table, entry: Entry) -> str:
-    cells = []
-    for metric in table.metrics:
-        difference = entry.differences.get(metric)
-        shown = "" if difference is None else _shown(difference, "+")
-        bold = difference is not None and difference.excludes_zero
-        cells += [_shown(entry.scores[metric]), f"**{shown}**" if bold else shown]
-    costs = [significant(entry.costs[name].mean) for name in COSTS]
-    return _row(entry.method, *cells, *costs)
-
-
-def _shown(estimate: Estimate, sign: str = "") -> str:
-    if math.isnan(estimate.low):
-        return f"{estimate.mean:{sign}.3g}"
-    return f"{estimate.mean:{sign}.3g} [{estimate.low:{sign}.3g}, {estimate.high:{sign}.3g}]"
-
-
-def _row(*cells: str) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,4 +1,4 @@
-"""The picture of a comparison: scores against compute, one line a method."""
+"""The picture of a comparison: scores against compute, one line for each method."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiment.compare_table import Table
-from experiment.statistics import LEVEL
-from utils import write_atomically
+from experiment.line_styles import REFERENCE, color_of, end_at_bounds, line_style
+from experiment.statistics import LEVEL, Estimate
+from utils import counted, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colors, which the color-blind can tell apart, their yellow darkened; where they
-# come round again, line and marker differ.
-COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9C8B00")
-REFERENCE, CEILING = "#000000", "#777777"
-LINES = ("-", (0, (5, 2)), (0, (1, 1.5)))
-MARKERS = "osD^vP<X>*hpd8"
+CEILING = "#777777"
 PANEL = (6.4, 4.4)  # inches
+HIGHER = 0.32  # inches that a panel is high for each method, if that is more
 LABEL = 8  # points
 SPREAD = 0.8  # of the way from one budget to the next, that the intervals at a budget take up
 
@@ -35,7 +32,7 @@ def write_curves(table: Table, path: Path) -> None:
     from matplotlib import pyplot
 
     rows, columns = min(len(table.methods), 2), len(table.metrics)
-    size = (PANEL[0] * columns, PANEL[1] * rows)
+    size = (PANEL[0] * columns, _height(table) * rows)
     figure, panels = pyplot.subplots(
         rows, columns, figsize=size, squeeze=False, layout="constrained"
     )
@@ -44,17 +41,24 @@ def write_curves(table: Table, path: Path) -> None:
         if rows == 2:
             _draw_differences(panels[1][column], table, metric)
     numbers = f"{counted(table.prompts, 'prompt')}, {counted(len(table.seeds), 'seed')}"
-    figure.suptitle(
-        f"{table.name}: {numbers}; {LEVEL:.0%} bootstrap intervals (band: of {table.methods[0]})"
-    )
+    figure.suptitle(f"{table.name}: {numbers}{_intervals(table)}")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     pyplot.close(figure)
     write_atomically(path, buffer.getvalue())
 
 
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _height(table: Table) -> float:
+    """Of a panel, in inches: names stand beside it."""
+    return max(PANEL[1], HIGHER * len(table.methods))
+
+
+def _intervals(table: Table) -> str:
+    """What bars and bands are, if there are any."""
+    if not any(found.bounded for entry in table.entries for found in entry.scores.values()):
+        return ""
+    shown = "band" if len(table.budgets) > 1 else "bar above"
+    return f"; {LEVEL:.0%} intervals ({shown}: of {table.methods[0]})"
 
 
 def _draw_scores(panel: Axes, table: Table, metric: str) -> None:
@@ -62,29 +66,45 @@ def _draw_scores(panel: Axes, table: Table, metric: str) -> None:
     names: list[str] = []
     ends: list[float] = []
     colors: list[str] = []
+    drawn: list[float] = []
     for at, method in enumerate(table.methods):
         estimates = [table.entry(method, budget).scores[metric] for budget in table.budgets]
         means = [estimate.mean for estimate in estimates]
-        panel.plot(table.budgets, means, zorder=3, **_style(at))
+        panel.plot(
+            table.budgets, means, zorder=4 if at == 0 else 3, clip_on=False, **line_style(at)
+        )
+        drawn += means
         if at == 0:
-            lows, highs = [e.low for e in estimates], [e.high for e in estimates]
-            panel.fill_between(table.budgets, lows, highs, color=REFERENCE, alpha=0.08, lw=0)
+            drawn += _draw_interval(panel, table, estimates)
         names.append(method)
         ends.append(means[-1])
-        colors.append(_color(at))
+        colors.append(color_of(at))
     ceilings = [each for each in table.ceilings if each.metric == metric]
     if ceilings:
         ceiling = [each.score.mean for each in ceilings]
         panel.plot(
             [each.budget for each in ceilings], ceiling, color=CEILING, lw=1.2, ls=(0, (1, 1))
         )
+        drawn += ceiling
         names.append(f"best possible choice\namong images of {table.methods[0]}")
         ends.append(ceiling[-1])
         colors.append(CEILING)
     panel.set_title(metric, loc="left")
     panel.set_ylabel("mean score of the chosen image")
     _draw_axes(panel, table)
-    _label_ends(panel, table.budgets[-1], names, ends, colors)
+    end_at_bounds(panel, drawn)
+    _label_ends(panel, table, names, ends, colors)
+
+
+def _draw_interval(panel: Axes, table: Table, estimates: Sequence[Estimate]) -> list[float]:
+    """The first method's: a band, or a bar where there is one budget. Returns its ends."""
+    lows, highs = [e.low for e in estimates], [e.high for e in estimates]
+    if len(table.budgets) > 1:
+        panel.fill_between(table.budgets, lows, highs, color=REFERENCE, alpha=0.08, lw=0)
+    elif reach := _reach(estimates):
+        means = [estimate.mean for estimate in estimates]
+        panel.errorbar(table.budgets, means, yerr=reach, color=REFERENCE, elinewidth=1, zorder=1)
+    return lows + highs
 
 
 def _draw_differences(panel: Axes, table: Table, metric: str) -> None:
@@ -92,21 +112,32 @@ def _draw_differences(panel: Axes, table: Table, metric: str) -> None:
     others = table.methods[1:]
     for at, method in enumerate(others, 1):
         estimates = [table.entry(method, budget).differences[metric] for budget in table.budgets]
-        reach = ([e.mean - e.low for e in estimates], [e.high - e.mean for e in estimates])
         panel.errorbar(
             [_beside(budget, table.budgets, at - 1, len(others)) for budget in table.budgets],
             [estimate.mean for estimate in estimates],
-            yerr=reach,
-            label=method,
+            yerr=_reach(estimates),
             elinewidth=1.3,
-            **{**_style(at), "ls": "none"},
+            **{**line_style(at), "ls": "none"},
         )
     panel.axhline(0, color=REFERENCE, lw=1.2, zorder=1)
     panel.set_ylabel(f"difference to {table.methods[0]}, paired by prompt")
     _draw_axes(panel, table)
     panel.legend(
-        loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=LABEL, frameon=False, handlelength=1
+        [panel.plot([], [], **line_style(at))[0] for at in range(1, len(table.methods))],
+        others,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1),
+        fontsize=LABEL,
+        frameon=False,
+        handlelength=4,
     )
+
+
+def _reach(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]] | None:
+    """How far the intervals go below and above; None where there are none."""
+    if not any(each.bounded for each in estimates):
+        return None
+    return [e.mean - e.low for e in estimates], [e.high - e.mean for e in estimates]
 
 
 def _draw_axes(panel: Axes, table: Table) -> None:
@@ -115,24 +146,25 @@ def _draw_axes(panel: Axes, table: Table) -> None:
     panel.set_xlim(_beside(low, table.budgets, 0, 1) / 1.5, high * 1.5)
     panel.set_xticks(table.budgets, [str(budget) for budget in table.budgets])
     panel.minorticks_off()
-    panel.set_xlabel("NFE a prompt")
+    panel.set_xlabel("NFE per prompt")
     panel.grid(axis="y", color="#DDDDDD", lw=0.6)
     panel.spines[["top", "right"]].set_visible(False)
 
 
 def _label_ends(
-    panel: Axes, budget: int, names: Sequence[str], ends: Sequence[float], colors: Sequence[str]
+    panel: Axes, table: Table, names: Sequence[str], ends: Sequence[float], colors: Sequence[str]
 ) -> None:
     """A line's name beside its end, in its color; names that would overlap are moved apart."""
     low, high = panel.get_ylim()
     panel.set_ylim(low, high)  # no longer moved by what is drawn
-    heights = [LABEL * 1.35 * (name.count("\n") + 1) / (PANEL[1] * 72 * 0.82) for name in names]
+    inches = _height(table) * 0.82  # of the axes, about
+    heights = [LABEL * 1.35 * (name.count("\n") + 1) / (inches * 72) for name in names]
     places = spread([(end - low) / (high - low) for end in ends], heights)
     for name, end, color, place in zip(names, ends, colors, places, strict=True):
         if not math.isnan(end):
             panel.annotate(
                 name,
-                xy=(budget, end),
+                xy=(table.budgets[-1], end),
                 xytext=(1.03, place),
                 textcoords="axes fraction",
                 va="center",
@@ -176,20 +208,6 @@ def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
     # Names may stand above the panel, but not under its axis.
     lift = max(0.0, -min(places, default=0.0))
     return [place + lift for place in places]
-
-
-def _style(at: int) -> dict[str, Any]:
-    return {
-        "color": _color(at),
-        "marker": MARKERS[at % len(MARKERS)],
-        "ms": 5,
-        "lw": 2.4 if at == 0 else 1.4,
-        "ls": "-" if at == 0 else LINES[(at - 1) // len(COLORS) % len(LINES)],
-    }
-
-
-def _color(at: int) -> str:
-    return REFERENCE if at == 0 else COLORS[(at - 1) % len(COLORS)]
 
 
 def _beside(budget: int, budgets: Sequence[int], at: int, count: int) -> float:

@@ -19,7 +19,7 @@ from experiment.late_judges import JUDGED, Word, parsed
 from experiment.lines import LineFile
 from experiment.rounds import recorded, recorded_details
 from experiment.rows import Sum
-from experiment.statistics import bootstrap
+from experiment.statistics import estimate, is_binary
 from experiment.video import read_frames
 from utils import significant
 from verifiers.base import Chosen, Item, weights_of
@@ -200,11 +200,12 @@ def _mean(judge: Judge, targets: Sequence[Target], book: Book) -> str:
         word = book.answer(judge, target)
         if word is not None and not math.isnan(word.score):
             by_prompt.setdefault(target.prompt, []).append(word.score)
-    mean = bootstrap([sum(scores) / len(scores) for scores in by_prompt.values()])
+    share = all(map(is_binary, by_prompt.values()))
+    mean = estimate([sum(each) / len(each) for each in by_prompt.values()], binary=share)
     interval = f" [{significant(mean.low)}, {significant(mean.high)}]"
     scored = sum(map(len, by_prompt.values()))
     return (
-        f"{judge.metric} {significant(mean.mean)}{'' if math.isnan(mean.low) else interval},"
+        f"{judge.metric} {significant(mean.mean)}{interval if mean.bounded else ''},"
         f" {scored} of {len(targets)}"
     )
 

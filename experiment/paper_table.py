@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from experiment.paper_read import Choice, Comparison, Key, Tell, read_comparison
-from experiment.statistics import LEVEL, RESAMPLES, Estimate, bootstrap
+from experiment.statistics import FEWEST, LEVEL, RESAMPLES, Estimate, estimate, is_binary
 from utils import UserError, significant, write_atomically
 
 BASELINE = "no search"
@@ -25,7 +25,7 @@ NOTHING = Estimate(math.nan, math.nan, math.nan)
 class Row:
     """A method under a verifier. own: the metric that the search raised.
 
-    nfe: the mean a prompt. scores: by metric, over the prompts that every row has there.
+    nfe: the mean per prompt. scores: by metric, over the prompts that every row has there.
     """
 
     verifier: str
@@ -37,11 +37,16 @@ class Row:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """All rows at one budget; prompts: by metric, how many each of its means is over."""
+    """All rows at one budget.
+
+    prompts: by metric, how many each of its means is over. shares: the metrics of which every
+    single score is 0 or 1.
+    """
 
     budget: int
     metrics: tuple[str, ...]
     prompts: Mapping[str, int]
+    shares: tuple[str, ...]
     seeds: int
     rows: tuple[Row, ...]
 
@@ -86,18 +91,23 @@ def paper_table(comparisons: Sequence[Comparison], budget: int | None = None) ->
     columns = {metric: [_values(choices, prompts, metric) for *_, choices in found]
                for metric in metrics}  # fmt: skip
     answered = {metric: _answered(values) for metric, values in columns.items()}
+    every = [choice for *_, own in found for each in own for choice in each.values()]
+    shares = tuple(m for m in metrics if is_binary([c.scores.get(m, math.nan) for c in every]))
     rows = [
         Row(
             verifier,
             method,
             own,
             float(np.mean([choice.nfe for choice in choices[0].values()])),
-            {m: _estimate(columns[m][at][answered[m]]) for m in metrics},
+            {
+                metric: _estimate(columns[metric][at][answered[metric]], binary=metric in shares)
+                for metric in metrics
+            },
         )
         for at, (verifier, method, own, choices) in enumerate(found)
     ]
     counts = {metric: int(kept.sum()) for metric, kept in answered.items()}
-    return PaperTable(budget, metrics, counts, len(seeds), tuple(rows))
+    return PaperTable(budget, metrics, counts, shares, len(seeds), tuple(rows))
 
 
 def _refuse_mixed(comparisons: Sequence[Comparison]) -> None:
@@ -170,17 +180,16 @@ def _answered(values: Sequence[np.ndarray]) -> np.ndarray:
     return ~np.isnan(np.stack(having)).any(axis=0)
 
 
-def _estimate(values: np.ndarray) -> Estimate:
-    return NOTHING if np.isnan(values).any() else bootstrap(values)
+def _estimate(values: np.ndarray, *, binary: bool) -> Estimate:
+    return NOTHING if np.isnan(values).any() else estimate(values, binary=binary)
 
 
 def markdown(table: PaperTable) -> str:
     lines = [
-        f"# {table.budget} NFE a prompt",
+        f"# {table.budget} NFE per prompt",
         "",
-        f"{_over(table)} In brackets: {LEVEL:.0%} bootstrap intervals over prompts,"
-        f" {RESAMPLES} resamples. Bold: the best mean of a column. {OWN}: the metric that this"
-        " search raised.",
+        f"{_over(table)} {_intervals(table)} Bold: the best mean of a column; nothing is tested."
+        f" {OWN}: the metric that this search raised.",
         "",
         _line("verifier", "method", "NFE", *table.metrics),
         "|---|---|---:|" + "---:|" * len(table.metrics),
@@ -189,6 +198,17 @@ def markdown(table: PaperTable) -> str:
         cells = (f"**{text}**" if best else text for text, best in _cells(table, row, " [{}, {}]"))
         lines.append(_line(row.verifier or "-", row.method, significant(row.nfe), *cells))
     return "\n".join(lines) + "\n"
+
+
+def _intervals(table: PaperTable) -> str:
+    """What the brackets are."""
+    if max(table.prompts.values(), default=0) < FEWEST:
+        return f"No intervals: fewer than {FEWEST} prompts."
+    shares = ", ".join(f"`{metric}`" for metric in table.shares)
+    kinds = [f"Wilson's for shares ({shares})"] if shares else []
+    if len(table.shares) < len(table.metrics):
+        kinds.append(f"{'else ' if shares else ''}by bootstrap ({RESAMPLES} resamples)")
+    return f"In brackets: {LEVEL:.0%} intervals over prompts, {', '.join(kinds)}."
 
 
 def _over(table: PaperTable) -> str:
@@ -218,9 +238,7 @@ def as_csv(table: PaperTable) -> str:
 def latex(table: PaperTable) -> str:
     """A tabular for the package booktabs."""
     lines = [
-        f"% {table.budget} NFE a prompt. {_over(table)} {LEVEL:.0%} bootstrap intervals.".replace(
-            "`", ""
-        ),
+        f"% {table.budget} NFE per prompt. {_over(table)} {_intervals(table)}".replace("`", ""),
         r"\begin{tabular}{llr" + "r" * len(table.metrics) + "}",
         r"\toprule",
         " & ".join(map(_tex, ("Verifier", "Method", "NFE", *table.metrics))) + r" \\",
@@ -250,7 +268,7 @@ def _cells(
             yield "-", False
             continue
         text = f"{score.mean:.3g}" + (own if metric == row.own else "")
-        if not math.isnan(score.low):
+        if score.bounded:
             text += interval.format(f"{score.low:.3g}", f"{score.high:.3g}")
         yield text, _rounded(score.mean) == table.best(metric)
 

@@ -112,7 +112,7 @@ class Plan:
         each = _span(self.least.nfe, self.most.nfe)
         total = _span(self.least.nfe * prompts, self.most.nfe * prompts)
         steps = counted(self.steps, "step")
-        return f"{each} a prompt ({steps} an image), {total} in all"
+        return f"{each} per prompt ({steps} per image), {total} in all"
 
     def _classes(self) -> str:
         if self.local is None:

@@ -105,7 +105,7 @@ def _verifications(probe: Probe, planned: Plan) -> str:
     previews = 2 * probe.search.noises * len(probe.search.stops(cast(Space, span)))
     n = len(planned.prompts)
     return (
-        f"{about}{images + previews} a prompt ({images} images, {previews} previews),"
+        f"{about}{images + previews} per prompt ({images} images, {previews} previews),"
         f" {about}{(images + previews) * n} in all"
     )
 

@@ -24,7 +24,7 @@ from experiment.report_detail import detail, ends, short, values
 from experiment.report_measures import COSTS, Told, best_of_n, mean_curve, pairs
 from experiment.report_run import LeftOut
 from experiment.report_thumbnails import thumbnails
-from experiment.statistics import bootstrap
+from experiment.statistics import FEWEST, LEVEL, estimate
 from utils import json_number, write_atomically
 
 ASSETS = Path(__file__).parent / "page"
@@ -50,6 +50,8 @@ def write_report(runs: Sequence[Told], path: Path) -> list[LeftOut]:
         "runs": [_run(run, path.parent) for run in runs],
         "costs": list(COSTS),
         "pairs": _pairs(runs),
+        "fewest": FEWEST,
+        "error": round(1 - LEVEL, 6),
         "prompts": [_prompt(runs, key) for key in keys],
         "leftOut": left_out[:NAMED],
         "leftOutCount": len(left_out),
@@ -131,7 +133,7 @@ def _json(content: Any) -> str:
 
 def _run(run: Told, page: Path) -> dict[str, Any]:
     means = {
-        metric.label: ends(bootstrap(known))
+        metric.label: ends(estimate(known))
         for metric in run.metrics
         if (known := [score for score in run.scores(metric.label) if not math.isnan(score)])
     }
@@ -177,6 +179,7 @@ def _pairs(runs: Sequence[Told]) -> list[list[Any]]:
             each.prompts,
             ends(each.difference),
             ends(each.wins),
+            json_number(each.difference.p),
         ]
         for each in pairs(runs)
     ]

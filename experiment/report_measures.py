@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from experiment.estimators import expected_best, fooled, rank_correlation, win_rate
 from experiment.report_names import names, setting
 from experiment.report_run import UNRECORDED, Candidate, Named, Run, Searched
-from experiment.statistics import Estimate, bootstrap
+from experiment.statistics import (
+    Difference,
+    Estimate,
+    corrected,
+    difference,
+    estimate,
+    is_binary,
+)
 from utils import free_name
 
 NFE, SECONDS, IMAGES = "NFE", "seconds", "images"
@@ -93,6 +100,11 @@ class Told:
         """The winners' scores by one metric; nan for a prompt that has none."""
         wanted = self.winners if keys is None else keys
         return [self.winners.get(key, {}).get(label, math.nan) for key in wanted]
+
+    @cached_property
+    def gives_shares(self) -> bool:
+        """Whether every score that the search went by is 0 or 1, so that means are shares."""
+        return is_binary([c.score for c in self._candidates() if c.finished])
 
     @cached_property
     def fooled(self) -> frozenset[tuple[str, int]]:
@@ -181,7 +193,7 @@ def mean_curve(run: Told, cost: str) -> list[tuple[float, Estimate]]:
     moments = _thinned(moments, POINTS)
     at = [_values_at(curve, moments) for curve in curves]
     return [
-        (moment, bootstrap(values))
+        (moment, estimate(values, binary=run.gives_shares))
         for moment, values in zip(moments, np.transpose(at), strict=True)
     ]
 
@@ -235,7 +247,8 @@ def best_of_n(run: Told) -> Sequence[tuple[int, Estimate]]:
     scores = drawn(run)
     fewest = min(map(len, scores), default=0)
     sizes = sorted({2**k for k in range(fewest.bit_length())} | {fewest} - {0})
-    return [(n, bootstrap([expected_best(found, n) for found in scores])) for n in sizes]
+    best = {n: [expected_best(found, n) for found in scores] for n in sizes}
+    return [(n, estimate(values, binary=run.gives_shares)) for n, values in best.items()]
 
 
 # Runs against each other.
@@ -243,13 +256,17 @@ def best_of_n(run: Told) -> Sequence[tuple[int, Estimate]]:
 
 @dataclass(frozen=True)
 class Pair:
-    """One run against another by one metric, over the prompts for which both have a score."""
+    """One run against another by one metric, over the prompts for which both have a score.
+
+    share: whether every one of these scores is 0 or 1.
+    """
 
     metric: str
     ours: Told
     theirs: Told
     prompts: int
-    difference: Estimate
+    share: bool
+    difference: Difference
     wins: Estimate
 
 
@@ -260,8 +277,9 @@ def pair(ours: Told, theirs: Told, metric: str) -> Pair | None:
     both = both[:, ~np.isnan(both).any(axis=0)]
     if not both.size:
         return None
-    difference, wins = bootstrap(both[0] - both[1]), win_rate(*both)
-    return Pair(metric, ours, theirs, both.shape[1], difference, wins)
+    share = is_binary(both)
+    found = difference(*both, binary=share)
+    return Pair(metric, ours, theirs, both.shape[1], share, found, win_rate(*both))
 
 
 def shared_metrics(runs: Sequence[Told]) -> list[str]:
@@ -271,14 +289,20 @@ def shared_metrics(runs: Sequence[Told]) -> list[str]:
 
 
 def pairs(runs: Sequence[Told]) -> list[Pair]:
-    """Every run against every earlier one, by every metric that both have."""
-    found = (
-        pair(ours, theirs, metric)
-        for metric in shared_metrics(runs)
-        for at, theirs in enumerate(runs)
-        for ours in runs[at + 1 :]
+    """Every run against every earlier one, by every metric that both have.
+
+    Their tests are corrected for the number of pairs under a metric.
+    """
+    return [each for metric in shared_metrics(runs) for each in _pairs(runs, metric)]
+
+
+def _pairs(runs: Sequence[Told], metric: str) -> list[Pair]:
+    each_pair = (
+        pair(ours, theirs, metric) for at, theirs in enumerate(runs) for ours in runs[at + 1 :]
     )
-    return [each for each in found if each is not None]
+    found = [each for each in each_pair if each is not None]
+    adjusted = corrected([each.difference for each in found])
+    return [replace(each, difference=own) for each, own in zip(found, adjusted, strict=True)]
 
 
 def spent(searched: Searched, cost: str) -> float:

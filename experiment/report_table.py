@@ -21,7 +21,7 @@ from experiment.report_measures import (
     shared_metrics,
     spent,
 )
-from experiment.statistics import LEVEL, RESAMPLES, Estimate, bootstrap
+from experiment.statistics import FEWEST, LEVEL, RESAMPLES, Estimate, estimate
 from utils import significant, write_atomically
 
 COLUMNS = (
@@ -78,17 +78,17 @@ def _lines(runs: Sequence[Told], galleries: Sequence[Gallery]) -> Iterator[Line]
         name, winners = run.name, len(run.winners)
         for metric in run.metrics:
             known = _known(run.scores(metric.label))
-            yield Line(name, "winner", metric.label, len(known), bootstrap(known))
+            yield Line(name, "winner", metric.label, len(known), estimate(known))
         for category, keys in _categories(run).items():
             for metric in run.metrics:
                 known = _known(run.scores(metric.label, keys))
-                mean = bootstrap(known)
+                mean = estimate(known)
                 yield Line(name, "winner", metric.label, len(known), mean, category=category)
         for cost in COSTS:
             each = _costs(run, cost)
-            yield Line(name, cost, "", len(each), bootstrap(each))
-        for n, estimate in best_of_n(run):
-            yield Line(name, "best_of_n", run.metric, len(drawn(run)), estimate, n=n)
+            yield Line(name, cost, "", len(each), estimate(each, binary=False))
+        for n, best in best_of_n(run):
+            yield Line(name, "best_of_n", run.metric, len(drawn(run)), best, n=n)
         for label, rho in run.correlations.items():
             number = Estimate(rho, math.nan, math.nan)
             yield Line(name, "rank_correlation", run.metric, winners, number, against=label)
@@ -111,6 +111,10 @@ def _lines(runs: Sequence[Told], galleries: Sequence[Gallery]) -> Iterator[Line]
     for pair in pairs(runs):
         ours, theirs = pair.ours.name, pair.theirs.name
         yield Line(ours, "difference", pair.metric, pair.prompts, pair.difference, theirs)
+        for quantity, p in (("p", pair.difference.p), ("p_holm", pair.difference.adjusted)):
+            if not math.isnan(p):
+                number = Estimate(p, math.nan, math.nan)
+                yield Line(ours, quantity, pair.metric, pair.prompts, number, theirs)
         yield Line(ours, "win_rate", pair.metric, pair.prompts, pair.wins, theirs)
 
 
@@ -118,7 +122,8 @@ def as_markdown(runs: Sequence[Told], galleries: Sequence[Gallery]) -> str:
     lines = [
         "# " + ", ".join(_plain(run.name) for run in runs),
         "",
-        f"In brackets: {LEVEL:.0%} bootstrap intervals over prompts, {RESAMPLES} resamples.",
+        f"In brackets: {LEVEL:.0%} intervals over prompts, from {FEWEST} prompts on: Wilson's where"
+        f" all scores are 0 or 1, else by bootstrap ({RESAMPLES} resamples).",
         "",
         *_winners(runs),
         *_failed(runs),
@@ -133,12 +138,12 @@ def as_markdown(runs: Sequence[Told], galleries: Sequence[Gallery]) -> str:
 
 def _winners(runs: Sequence[Told]) -> Iterator[str]:
     labels = list(dict.fromkeys(metric.label for run in runs for metric in run.metrics))
-    costs = [f"{cost} a prompt" for cost in COSTS]
+    costs = [f"{cost} per prompt" for cost in COSTS]
     yield from ("## Winners", "")
     yield from _head("run", "prompts", *labels, *costs)
     for run in runs:
-        scores = [_text(bootstrap(_known(run.scores(label)))) for label in labels]
-        spending = [_text(bootstrap(_costs(run, cost))) for cost in COSTS]
+        scores = [_text(estimate(_known(run.scores(label)))) for label in labels]
+        spending = [_text(estimate(_costs(run, cost), binary=False)) for cost in COSTS]
         scored = f"{len(run.winners)} of {run.run.wanted}"
         scored += f", unfinished: {run.run.done} done" if run.run.unfinished else ""
         yield _row(run.name, scored, *scores, *spending)
@@ -172,7 +177,7 @@ def _by_category(runs: Sequence[Told]) -> Iterator[str]:
     for category in names:
         keys = {key for each in found.values() for key in each.get(category, ())}
         scores = (_known(run.scores(run.metric, found[run.name].get(category, ()))) for run in runs)
-        yield _row(category, str(len(keys)), *(_text(bootstrap(known)) for known in scores))
+        yield _row(category, str(len(keys)), *(_text(estimate(known)) for known in scores))
     yield ""
 
 
@@ -230,12 +235,27 @@ def _against(runs: Sequence[Told]) -> Iterator[str]:
             yield from (f"## {_plain(metric)}, paired by prompt", "")
             yield from _head("run", "against", "prompts", "difference", "win rate")
             yield from map(_pair, of_metric)
-            yield ""
+            yield from ("", _tested(of_metric), "")
+
+
+def _tested(found: Sequence[Pair]) -> str:
+    """What bold print means, where there can be any."""
+    if not any(pair.difference.bounded for pair in found):
+        return f"No intervals and no tests: fewer than {FEWEST} prompts."
+    share = all(pair.share for pair in found)
+    tests = "the exact sign test (McNemar's)" if share else "a sign-flip randomization test"
+    if not share and any(pair.share for pair in found):
+        tests += ", the exact sign test (McNemar's) where all scores are 0 or 1"
+    return (
+        f"Bold: the difference has p < {1 - LEVEL:.2g} by {tests}, after Holm's correction for the"
+        f" {len(found)} {'pair' if len(found) == 1 else 'pairs'} of runs. In a win rate a tie"
+        " is half a win."
+    )
 
 
 def _pair(pair: Pair) -> str:
     difference = _text(pair.difference, SIGNED)
-    if pair.difference.excludes_zero:
+    if pair.difference.significant:
         difference = f"**{difference}**"
     return _row(
         pair.ours.name, pair.theirs.name, str(pair.prompts), difference, _text(pair.wins)
@@ -263,13 +283,13 @@ def _known(values: Sequence[float]) -> list[float]:
     return [value for value in values if not math.isnan(value)]
 
 
-def _text(estimate: Estimate, form: str = ".3g") -> str:
-    if math.isnan(estimate.mean):
+def _text(found: Estimate, form: str = ".3g") -> str:
+    if math.isnan(found.mean):
         return "-"
-    mean = f"{estimate.mean:{form}}"
-    if math.isnan(estimate.low):
+    mean = f"{found.mean:{form}}"
+    if not found.bounded:
         return mean
-    return f"{mean} [{estimate.low:{form}}, {estimate.high:{form}}]"
+    return f"{mean} [{found.low:{form}}, {found.high:{form}}]"
 
 
 def _head(*cells: str) -> tuple[str, str]:

@@ -35,11 +35,13 @@ from pipelines.sde import Sde
 from pipelines.space import LatentSpace
 from search.core import Rollout, Search, adds_noise
 from search.ledger import Ledger
+from search.own import BadSearch
 from search.play import foreseen, play
 from utils import UserError, significant, write_atomically
 from verifiers.base import Chosen, Item, Score
 
 NO_SCORE = "no finished image has a score, see candidates.jsonl for reasons"
+NO_IMAGE = "the search ended before it had made any image"
 REMOTE_AT_ONCE = 4  # a grader takes about as long as some batches do
 
 
@@ -119,6 +121,8 @@ class Experiment:
                     failed[prompt.index] = {**outcome.summary(), "failed": reason}
                 bar.update()
                 tqdm.write(report(outcome, reason))
+                if reason not in (None, NO_SCORE):
+                    tqdm.write(f"  details: {self.failure_path(prompt)}")
                 sys.stdout.flush()  # a log file is read while the run goes on
                 self.refuse_hopeless(outcome, reason)
         if order != sorted(order) or at_once > 1:  # in the prompts' order, as if each had waited
@@ -135,7 +139,7 @@ class Experiment:
     def note_tried(self, left: Sequence[Prompt]) -> None:
         """Before a sitting: which of the prompts that it is to search for have failed before, or
         share batches with one that had no answers."""
-        self._failed_before = {p.index for p in left if self._failure_path(p).exists()}
+        self._failed_before = {p.index for p in left if self.failure_path(p).exists()}
         self._tried_before = set(self._failed_before)
         if self._company_size > 1:  # nobody else leaves such notes
             for group in grouped(self.planned.prompts, self._company_size):
@@ -244,16 +248,18 @@ class Experiment:
             error = failure.error
             if disk_full(error):
                 raise error from None
-            if isinstance(error, UserError):
+            if isinstance(error, UserError) and not isinstance(error, BadSearch):
                 # What is refused from the start is wrong, and what is refused later has changed.
                 raise (Stopped(str(error)) if self.watch.worked else error) from None
             text = "".join(traceback.format_exception(error))
             self._note_failure(prompt, text)
-            return failure.outcome, " ".join(f"{type(error).__name__}: {error}".split())
+            kind = "" if isinstance(error, BadSearch) else f"{type(error).__name__}: "
+            return failure.outcome, " ".join(f"{kind}{error}".split())
         if outcome.book.best is None:
+            reason = NO_SCORE if outcome.book.statuses else NO_IMAGE
             outcome.journal.drop_unanswered()
-            self._note_failure(prompt, NO_SCORE)
-            return outcome, NO_SCORE
+            self._note_failure(prompt, reason)
+            return outcome, reason
         return outcome, None
 
     def _note_failure(self, prompt: Prompt, text: str) -> None:
@@ -262,23 +268,24 @@ class Experiment:
         if prompt.index in self._companies:
             self._notes[prompt.index] = text
         else:
-            self._write_note(self._failure_path(prompt), text)
+            self._write_note(self.failure_path(prompt), text)
 
     def _settle_note(self, prompt: Prompt) -> None:
         if prompt.index in self._notes:
-            self._write_note(self._failure_path(prompt), self._notes.pop(prompt.index))
+            self._write_note(self.failure_path(prompt), self._notes.pop(prompt.index))
 
     def _note_silence(self, prompt: Prompt, text: str) -> None:
         """The run stops here; next time others come first."""
         shares = prompt.index in self._companies
-        path = self._silence_path(prompt) if shares else self._failure_path(prompt)
+        path = self._silence_path(prompt) if shares else self.failure_path(prompt)
         self._write_note(path, text)
 
     def _write_note(self, path: Path, text: str) -> None:
         refuse_lost()
         write_atomically(path, text.encode())
 
-    def _failure_path(self, prompt: Prompt) -> Path:
+    def failure_path(self, prompt: Prompt) -> Path:
+        """Where the reason of a failure is written, with the traceback if there is one."""
         return self.store.state / f"prompt{prompt.index}.failed.txt"
 
     def _silence_path(self, prompt: Prompt) -> Path:

@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 
 from experiment.estimators import expected_best
 from experiment.recorded_draws import Draws, is_scored, read_draws
-from experiment.statistics import Estimate, bootstrap
+from experiment.statistics import (
+    FEWEST,
+    LEVEL,
+    Difference,
+    Estimate,
+    difference,
+    estimate,
+    is_binary,
+)
 from utils import UserError, significant
 
 POOLS = 2000  # drawn for each prompt and size
@@ -77,7 +85,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A policy with pools of one size: means over prompts with 95 % intervals.
+    """A policy with pools of one size: means over prompts with their intervals.
 
     beside: expected best of as many whole images as the same NFE pay for, between the two nearest
     whole numbers.
@@ -88,7 +96,7 @@ class Outcome:
     images: float
     score: Estimate
     beside: Estimate
-    gain: Estimate
+    gain: Difference
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,9 @@ def _played(
     images = nfe / (total - first)
     got = np.array([_mean_best(policy, prompt, pool) for prompt in prompts])
     beside = np.array([_between(prompt.final, images) for prompt in prompts])
-    return Outcome(pool, nfe, images, bootstrap(got), bootstrap(beside), bootstrap(got - beside))
+    share = all(is_binary(prompt.final) for prompt in prompts)
+    score, other = estimate(got, binary=share), estimate(beside, binary=share)
+    return Outcome(pool, nfe, images, score, other, difference(got, beside, binary=share))
 
 
 def _mean_best(policy: Policy, prompt: Recorded, pool: int) -> float:
@@ -191,7 +201,9 @@ def _table(
     """A line for each size of pool; best of N has only itself to stand beside."""
     prompts = f"{len(pools.prompts)} of {len(draws.prompts)} prompts"
     cuts = f", cuts after steps {', '.join(map(str, steps))} of {draws.total}" if steps else ""
-    head = f"{text} on {prompts}{cuts}; 95 % bootstrap intervals over prompts"
+    bounded = outcomes[0].score.bounded
+    sure = f"{LEVEL:.0%} intervals over prompts" if bounded else f"no intervals: under {FEWEST}"
+    head = f"{text} on {prompts}{cuts}; {sure}"
     beside = f"{'best of N, same NFE':>22}{'difference':>30}" if steps else ""
     return "\n".join(
         [
@@ -213,12 +225,13 @@ def _left_out(draws: Draws, pools: Pools) -> list[str]:
 
 
 def _line(outcome: Outcome, *, pruned: bool) -> str:
-    line = f"{outcome.pool:>6}{outcome.nfe:>8}{significant(outcome.score.mean):>10}"
+    score, gain = outcome.score, outcome.gain
+    line = f"{outcome.pool:>6}{outcome.nfe:>8}{significant(score.mean):>10}"
     if not pruned:
-        low, high = map(significant, (outcome.score.low, outcome.score.high))
-        return f"{line} [{low}, {high}]"
-    gain = outcome.gain
+        ends = f" [{significant(score.low)}, {significant(score.high)}]"
+        return f"{line}{ends if score.bounded else ''}"
+    ends = f" [{gain.low:+.3g}, {gain.high:+.3g}]" if gain.bounded else ""
     return (
         f"{line}{f'{significant(outcome.beside.mean)} (N = {outcome.images:.3g})':>22}"
-        f"{f'{gain.mean:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}]':>30}"
+        f"{f'{gain.mean:+.3g}{ends}':>30}"
     )

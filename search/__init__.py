@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from search.own import check_search
 from utils import check_options, named_class
 
 SEARCHES = {
@@ -35,4 +36,6 @@ def make_search(name: str, options: Mapping[str, Any]) -> Any:
 
 def search_class(name: str) -> Any:
     """The search of this name, or the user's own at "package.module:Class"."""
-    return named_class("search method", name, SEARCHES, "flow")
+    found = named_class("search method", name, SEARCHES, "flow")
+    check_search(name, found)
+    return found

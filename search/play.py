@@ -10,6 +10,7 @@ import torch
 
 from search.core import Candidates, Flow, Rollout, Scored, Search, Space
 from search.ledger import Cost, Ledger, nfe_each
+from search.own import flow_of, sized
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ def play(
         before, left = ledger.spent.nfe, ledger.nfe_left
         if left is not None and left < image:
             return
-        fitted = search if left is None else search.sized(image, left)
-        paid = wishes(fitted.flow(space), ledger, finished, rounds, Ending(space, overdue))
+        fitted = search if left is None else sized(search, image, left)
+        flow = flow_of(fitted, space, first=finished == 0)
+        paid = wishes(flow, ledger, finished, rounds, Ending(space, overdue))
         for answer in _once(paid, evaluate, ledger):
             finished = answer.round
             overdue = overdue and not finishes(answer.rollout, space)

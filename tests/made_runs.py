@@ -33,7 +33,7 @@ class Made:
 
     def row(self, prompt: str, score: float | None, **fields: Any) -> dict[str, Any]:
         """A finished candidate with its image, unless the fields say otherwise."""
-        index = PROMPTS.index(prompt)
+        index = PROMPTS.index(prompt) if prompt in PROMPTS else int(fields["prompt_index"])
         number = sum(row["prompt_index"] == index for row in self.rows)
         row = {
             "id": number, "prompt": prompt, "prompt_index": index, "round": 1, "step": 20,

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ from experiment.compare_config import (
     parse_compare_config,
 )
 from experiment.compare_search import best_of, within
-from experiment.compare_table import Measured, as_csv, as_markdown, tabulate
+from experiment.compare_table import Measured, Table, tabulate
+from experiment.compare_text import as_csv, as_markdown
 from experiment.curves import spread, write_curves
+from experiment.line_styles import end_at_bounds, line_style
 from experiment.records import CandidateRecord, read_candidates
+from experiment.statistics import wilson
 from main import main
 from tests.fickle import Fickle
 from utils import ROOT, UserError
@@ -222,7 +226,7 @@ def test_time_runs_out_between_prompts_and_more_prompts_may_follow(
     assert "1 of 1 prompts" in (folder / "table.md").read_text()
     capsys.readouterr()
     assert main([*flags, "--dry_run"]) == 0
-    assert "80 NFE in all, 0 left" in capsys.readouterr().out
+    assert "80 NFE in all, all of it done" in capsys.readouterr().out
     with pytest.raises(UserError, match="other pipeline_call_args"):
         compare(quick(**{"pipeline_call_args.num_inference_steps": 3}), str(tmp_path))
 
@@ -340,15 +344,73 @@ def test_seeds_are_averaged_within_a_prompt_and_prompts_are_paired() -> None:
     assert table is not None and (table.prompts, table.wanted, table.seeds) == (3, 5, (0, 1))
     entry = table.entry("better", 20)
     assert entry.scores["quality"].mean == pytest.approx((2 + 15 + 4) / 3 + 1 + 20)
-    # Prompts are what is resampled: an interval's ends lie between the prompts' means.
-    assert 23 <= entry.scores["quality"].low < entry.scores["quality"].high <= 36
     only = tabulate(made_up(), ("quality",), rows, 5)
     assert only is not None
     gain = only.entry("better", 10).differences["quality"]
-    assert (gain.mean, gain.low, gain.high) == (1.0, 1.0, 1.0)  # paired: no doubt at all
-    assert "**+1 [+1, +1]**" in as_markdown(only)
+    assert gain.mean == 1.0 and not gain.bounded  # of two prompts
+    text = as_markdown(only)
+    assert "| +1 |" in text and "**" not in text
+    assert "No intervals and no tests: fewer than 10 prompts." in text
     assert only.ceilings[0].score.mean == 1.0
     assert tabulate(made_up(), ("quality",), rows[:3], 5) is None
+
+
+def grid(methods: int, score: Callable[[int, int, int], float], seeds: int = 1) -> Table:
+    """A table of 24 prompts. score: of method, prompt and seed."""
+    labels = [f"method {at}" for at in range(methods)]
+    rows = [
+        measured(label, prompt, seed, 10, score(at, prompt, seed))
+        for at, label in enumerate(labels)
+        for prompt in range(24)
+        for seed in range(seeds)
+    ]
+    config = made_up(
+        methods={label: {} for label in labels}, budgets=(10,), seeds=tuple(range(seeds))
+    )
+    table = tabulate(config, ("quality",), rows, 24)
+    assert table is not None
+    return table
+
+
+def test_prompts_are_paired_and_prompts_are_what_is_resampled() -> None:
+    table = grid(2, lambda at, prompt, seed: prompt + at + 100.0 * seed, seeds=2)
+    gain = table.entry("method 1", 10).differences["quality"]
+    assert (gain.mean, gain.low, gain.high) == (1.0, 1.0, 1.0)  # paired: no doubt at all
+    own = table.entry("method 1", 10).scores["quality"]
+    assert 51 < own.low < own.mean < own.high < 74  # between the prompts' means over seeds
+    text = as_markdown(table)
+    assert "**+1 [+1, +1]**" in text and "seeds 0, 1 averaged within a prompt" in text
+    assert "Holm's correction for the 1 method compared in a column" in text
+
+
+def test_shares_have_wilsons_intervals_and_mcnemars_test() -> None:
+    """Right for the first method on 12 of 24 prompts; for the second on 10 more and 1 less."""
+
+    def right(at: int, prompt: int, seed: int) -> float:
+        return float(prompt < 12 if at == 0 else 1 <= prompt < 22)
+
+    table = grid(2, right)
+    assert table.shares == ("quality",)
+    entry = table.entry("method 1", 10)
+    assert entry.scores["quality"] == wilson([1.0] * 21 + [0.0] * 3)
+    gain = entry.differences["quality"]
+    assert (gain.better, gain.worse, gain.p) == (10, 1, pytest.approx(24 / 2048))
+    text = as_markdown(table)
+    assert "Wilson's" in text and "McNemar's" in text and "10 : 1**" in text
+    row = list(csv.DictReader(as_csv(table).splitlines()))[1]
+    assert float(row["quality_difference_p"]) == float(row["quality_difference_p_holm"]) == gain.p
+    # Of many methods that come to the same, Holm's correction leaves none.
+    many = grid(18, lambda at, prompt, seed: right(min(at, 1), prompt, seed))
+    assert many.entry("method 17", 10).differences["quality"].adjusted == pytest.approx(
+        17 * 24 / 2048
+    )
+    assert "**" not in as_markdown(many)
+
+
+def test_a_share_over_several_seeds_counts_its_prompts() -> None:
+    table = grid(2, lambda at, prompt, seed: float((prompt + seed + at) % 2), seeds=2)
+    assert table.shares == ("quality",)
+    assert table.entry("method 0", 10).scores["quality"] == wilson([0.5] * 24)
 
 
 def test_a_prompt_without_a_score_counts_for_no_method() -> None:
@@ -385,7 +447,7 @@ def test_overspending_is_never_tabulated() -> None:
 
 
 @pytest.mark.parametrize("budgets", [(10,), (10, 20, 80)])
-@pytest.mark.parametrize("methods", [1, 14])
+@pytest.mark.parametrize("methods", [1, 18])
 def test_the_picture_has_room_for_many_methods_or_one(
     methods: int, budgets: tuple[int, ...], tmp_path: Path
 ) -> None:
@@ -394,11 +456,11 @@ def test_the_picture_has_room_for_many_methods_or_one(
     rows = [
         measured(label, prompt, 0, budget, rng.normal())
         for label in labels
-        for prompt in range(5)
+        for prompt in range(10)
         for budget in budgets
     ]
     config = made_up(methods={label: {} for label in labels}, budgets=budgets)
-    table = tabulate(config, ("quality",), rows, 5)
+    table = tabulate(config, ("quality",), rows, 10)
     assert table is not None
     write_curves(table, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
@@ -407,6 +469,28 @@ def test_the_picture_has_room_for_many_methods_or_one(
     drawn = {color for _, color in colors}
     assert {(0, 0, 0), (255, 255, 255)} <= drawn
     assert ((0xD5, 0x5E, 0x00) in drawn) == (methods > 1)
+
+
+def test_eighteen_lines_differ_in_color_and_dash_and_the_first_is_heaviest() -> None:
+    styles = [line_style(at) for at in range(18)]
+    assert len({(each["color"], each["ls"]) for each in styles}) == 18
+    assert len({(each["color"], each["marker"]) for each in styles}) == 18
+    assert styles[0]["lw"] > max(each["lw"] for each in styles[1:])
+
+
+def test_a_scores_axis_ends_at_0_or_1_unless_scores_lie_beyond() -> None:
+    from matplotlib.figure import Figure
+
+    def limits(values: list[float]) -> tuple[float, float]:
+        panel = Figure().subplots()
+        panel.plot(values)
+        end_at_bounds(panel, values)
+        low, high = panel.get_ylim()
+        return low, high
+
+    assert limits([1.0, 1.0])[1] == 1
+    assert limits([0.0, 1.0]) == (0, 1)
+    assert limits([-0.1, 1.1])[0] < -0.1 and limits([-0.1, 1.1])[1] > 1.1
 
 
 def test_names_are_moved_apart_and_keep_their_order() -> None:

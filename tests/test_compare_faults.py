@@ -110,8 +110,9 @@ def test_a_search_that_fails_costs_no_other_and_is_tried_again(
     told = capsys.readouterr().out
     assert "1 search failed; the same command tries again:\n" in told
     assert f"prompt {index + 1}        {method} " in told
-    assert "failed: ZeroDivisionError: the grader fell over" in told
     folder = tmp_path / "compare" / "still" / method / "nfe20_s0"
+    details = f"(details: {folder / 'state' / f'prompt{index}.failed.txt'})"
+    assert f"failed: ZeroDivisionError: the grader fell over {details}" in told
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["prompts"][index]["failed"].startswith("ZeroDivisionError")
     assert "Traceback" in (folder / "state" / f"prompt{index}.failed.txt").read_text()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiment.estimators import expected_best, fooled, rank_correlation, win_rate
-from experiment.statistics import Estimate
+from experiment.statistics import wilson
 
 nan = math.nan
 
@@ -54,7 +54,8 @@ def test_there_is_no_best_of_more_than_there_are(scores: list[float], n: int) ->
 def test_a_tie_is_half_a_win() -> None:
     assert win_rate([3, 1, 2, 2], [1, 3, 2, 2]).mean == 0.5
     assert win_rate([3, 3, 3, 2], [1, 1, 1, 2]).mean == pytest.approx(3.5 / 4)
-    assert win_rate([1, 1, 1], [0, 0, 0]) == Estimate(1, 1, 1)
+    assert not win_rate([1, 1, 1], [0, 0, 0]).bounded
+    assert win_rate([1] * 12, [0] * 12) == wilson([1] * 12)
 
 
 def test_ranks_correlate_by_the_closed_form_where_nothing_ties() -> None:

@@ -126,7 +126,7 @@ def test_the_readmes_search_runs_from_a_file_of_its_own(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, ROOT / "main.py", *flags, "--output_dir", tmp_path / "out"],
             cwd=tmp_path,
-            env={"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "PATH": ""},
+            env={"OMP_NUM_THREADS": "1", "PATH": ""},
             capture_output=True,
             text=True,
         )

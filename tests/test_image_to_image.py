@@ -202,7 +202,7 @@ def test_a_plan_counts_from_the_picture_on(
     path.write_text(json.dumps(content))
     flags = [f"--pipeline_config_path={path}", "--dry_run"]
     assert main(flags) == 0  # 3 are less than 4 steps, but enough for the 2 of a picture
-    assert "2 a prompt (2 steps an image)" in capsys.readouterr().out
+    assert "2 per prompt (2 steps per image)" in capsys.readouterr().out
     assert main([*flags, "--set=budget.nfe=1"]) == 2
     assert "cannot finish one image of 2 steps" in capsys.readouterr().err
     assert main([*flags, "--set=strength=0.1"]) == 2

@@ -270,7 +270,7 @@ def test_a_benchmarks_folder_is_scored_image_by_image(
     capsys.readouterr()
     assert command(out, "--judge", BRIGHTNESS) == 0
     said = capsys.readouterr().out
-    assert "brightness 0.650 [0.300, 1.00], 3 of 3 images" in said
+    assert "brightness 0.650, 3 of 3 images" in said
     assert f"{out}, colors: brightness 0.300, 2 of 2 images" in said
     assert f"{out}, counting: brightness 1.00, 1 of 1 images" in said
     assert {line["prompt"] for line in lines(out)} == {"a red cat", "two dogs"}

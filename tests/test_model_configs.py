@@ -100,7 +100,7 @@ def test_guidance_takes_effect(name: str) -> None:
 def test_the_plan_counts_the_steps(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     steps = counted(call_args(name)["num_inference_steps"], "step")
     assert main(["--dry_run", "--prompt=a cat", f"--pipeline_config_path={path(name)}"]) == 0
-    assert f"{MODELS[name].nfe} a prompt ({steps} an image)" in capsys.readouterr().out
+    assert f"{MODELS[name].nfe} per prompt ({steps} per image)" in capsys.readouterr().out
 
 
 @each

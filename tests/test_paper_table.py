@@ -8,15 +8,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from experiment.statistics import bootstrap
+from experiment.statistics import bootstrap, wilson
 from process_results import main
 from tests.made_runs import PROMPTS as RUN_PROMPTS
 from tests.made_runs import Made
 from utils import path_part
 
-PROMPTS = ("a cat", "a dog", "a boat", "a tree")
+PROMPTS = ("a cat", "a dog", "a boat", "a tree", *(f"{n} birds" for n in range(2, 10)))
 STEPS = 20
 
 
@@ -102,21 +103,20 @@ def test_rows_are_verifiers_and_methods_and_the_best_of_a_column_is_bold(
         ("clip", "random"): [0.3, 0.4, 0.5],
         ("laion_aesthetic", "random"): [0.2, 0.2, 0.3],
     }.items():
-        expected = bootstrap(values)
-        found = [float(rows[key][f"clip{end}"]) for end in ("", "_low", "_high")]
-        assert found == pytest.approx([expected.mean, expected.low, expected.high])
+        assert float(rows[key]["clip"]) == pytest.approx(np.mean(values))
+        assert rows[key]["clip_low"] == rows[key]["clip_high"] == ""  # of three prompts
     assert rows["", "no search"]["nfe"] == "20" and rows["clip", "random"]["nfe"] == "80"
 
     text = (tmp_path / "out" / "paper_table.md").read_text()
-    assert "# 80 NFE a prompt" in text and "3 prompts." in text
+    assert "# 80 NFE per prompt" in text and "3 prompts. No intervals" in text
     bold = [line for line in text.splitlines() if "**" in line]
     assert len(bold) == 2
-    assert bold[0].startswith("| clip | ses wide |") and "**0.5† [0.4, 0.6]**" in bold[0]
-    assert bold[1].startswith("| laion_aesthetic | random |") and "**7.67† [7, 8]**" in bold[1]
+    assert bold[0].startswith("| clip | ses wide |") and "**0.5†**" in bold[0]
+    assert bold[1].startswith("| laion_aesthetic | random |") and "**7.67†**" in bold[1]
 
     tex = (tmp_path / "out" / "paper_table.tex").read_text()
     assert r"laion\_aesthetic & random & 80.0 &" in tex
-    assert r"\textbf{0.5$^\dagger$ {\scriptsize [0.4, 0.6]}}" in tex
+    assert r"\textbf{0.5$^\dagger$}" in tex
     assert tex.count(r"\\") == 1 + len(rows) and tex.count(r"\midrule") == 3
 
 
@@ -158,16 +158,26 @@ def test_the_first_image_on_record_is_the_baseline_where_no_budget_is_a_single_o
 
 
 def test_seeds_are_averaged_within_a_prompt(tmp_path: Path) -> None:
-    scores = {"random": {80: {"clip": [0.2, 0.4]}}}, {"random": {80: {"clip": [0.4, 0.8]}}}
+    first, second = [n / 20 for n in range(12)], [n / 10 for n in range(12)]
+    right = [1.0] * 9 + [0.0] * 3
+    scores = (
+        {"random": {80: {"clip": first, "right": right}}},
+        {"random": {80: {"clip": second, "right": right[::-1]}}},
+    )
     for seed, each in enumerate(scores):
         compared(tmp_path / "c", "clip", each, seed=seed)
     assert main(["--path", str(tmp_path / "c"), "--paper_table"]) == 0
     row = rows_of(tmp_path / "c")["clip", "random"]
-    expected = bootstrap([0.3, 0.6])
-    assert [float(row[f"clip{end}"]) for end in ("", "_low", "_high")] == pytest.approx(
-        [expected.mean, expected.low, expected.high]
-    )
-    assert "2 seeds" in (tmp_path / "c" / "paper_table.md").read_text()
+    for metric, expected in (
+        ("clip", bootstrap([n * 0.075 for n in range(12)])),
+        ("right", wilson([1.0] * 9 + [0.0] * 3)),  # a share, of 12 prompts
+    ):
+        assert [float(row[f"{metric}{end}"]) for end in ("", "_low", "_high")] == pytest.approx(
+            [expected.mean, expected.low, expected.high]
+        )
+    text = (tmp_path / "c" / "paper_table.md").read_text()
+    assert "2 seeds" in text and "Wilson's for shares (`right`), else by bootstrap" in text
+    assert r"{\scriptsize [" in (tmp_path / "c" / "paper_table.tex").read_text()
 
 
 def test_what_makes_no_table_is_said(

@@ -420,7 +420,10 @@ def test_a_probe_of_which_every_prompt_failed_says_so(
     (tmp_path / "own.json").write_text(json.dumps(own))
     asked = ["--probe=4", f"--pipeline_config_path={tmp_path / 'own.json'}"]
     assert main([*asked, f"--output_dir={tmp_path / 'o'}"]) == 3
-    assert "2 prompts failed: summary.json says why." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 prompts failed: summary.json says why." in said
+    notes = [Path(line.split(": ", 1)[1]) for line in said.splitlines() if "  details: " in line]
+    assert len(notes) == 2 and all("Traceback" in note.read_text() for note in notes)
 
 
 def config(path: str, **changes: Any) -> Any:

@@ -194,6 +194,32 @@ def test_a_search_that_rejected_rounds_shows_the_others(run: Run) -> None:
     assert made(run.folder) == ["collage_a_tiny_astronaut_i@2-7.png"]
 
 
+def test_rejected_rounds_and_those_without_a_score_are_named(tmp_path: Path) -> None:
+    """And the run's choice is among the tiles, also where it is the pivot of such a round."""
+    run = Run(tmp_path, ours=True)
+    run.round(1, [0.1, 0.3])
+    for number, score in ((2, 0.2), (3, 0.9), (4, None)):
+        run.round(number, [score])
+    run.round(5, [0.4])
+    for number in (2, 3, 4):
+        next(tmp_path.glob(f"*_i@{number}_*.json")).unlink()
+    chosen = next(tmp_path.glob("*_i@3_*.png")).name
+    summary = {"prompts": [{"best": {"path": chosen}}]}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (picture,) = collage.pictures(tmp_path)
+    assert picture.note.endswith("; i=2, i=3 rejected (none beat its pivot); i=4 without a score")
+    labels = [(tile.label, tile.framed) for tile in picture.tiles]
+    assert labels == [("i=1  0.300", False), ("i=3  0.900", True), ("i=5  0.400", False)]
+
+
+def test_a_grid_of_an_extended_pool_says_how_much_of_it_is_new(tmp_path: Path) -> None:
+    run = Run(tmp_path, ours=True)
+    run.round(1, [0.1, 0.3])
+    run.round(2, [0.5])  # its record, as all here, tells of a pool of 2
+    notes = [picture.note for picture in collage.pictures(tmp_path, per_round=True)][1:]
+    assert [note.rsplit(", ")[-1] for note in notes] == ["n=2", "1 new of 2"]
+
+
 def test_per_round_adds_a_grid_of_all_candidates(run: Run) -> None:
     run.round(1, [0.1, 0.2])
     run.round(2, [0.3, None, 0.1, 0.2, 0.9])

@@ -439,8 +439,31 @@ def test_the_tables_say_what_the_rows_do(tmp_path: Path) -> None:
     # Ranks 1 to 6 by the verifier, and by the judge 2 to 6 and 1: 1 - 6 * 30 / 210.
     assert value("random", "rank_correlation", against="clip_score") == pytest.approx(1 / 7)
     text = (out / "table.md").read_text()
-    assert "**+0.5 [+0.5, +0.5]**" in text and "| 1 [1, 1] |" in text
+    assert "| +0.5 | 1 |" in text and "**" not in text  # of too few prompts to tell
+    assert "No intervals and no tests: fewer than 10 prompts." in text
     assert "<script" not in text
+
+
+def test_bold_differences_of_runs_have_passed_their_tests(tmp_path: Path) -> None:
+    """The second run scores higher on all of 12 prompts, and is right on 11 more."""
+    runs = []
+    for name, gain in (("one", 0), ("two", 1)):
+        made = Made(tmp_path / name)
+        for n in range(12):
+            judges = {"oracle": {"right": float(n == 0 or gain)}}
+            made.row(f"{n} cats", 1 + n + 0.5 * gain, prompt_index=n, judges=judges)
+        runs.append(made.write())
+    out = tmp_path / "out"
+    assert run_main(*runs, "--table", "--report", "--output", out) == 0
+    text = (out / "table.md").read_text()
+    assert "**+0.5 [+0.5, +0.5]**" in text and "**+0.917 [" in text
+    assert text.count("after Holm's correction for the 1 pair of runs") == 3  # metrics
+    assert text.count("McNemar's") == 1
+    rows = list(csv.DictReader((out / "table.csv").open()))
+    found = {(row["metric"], row["quantity"]): row["value"] for row in rows if row["against"]}
+    assert float(found["right", "p"]) == float(found["right", "p_holm"]) == 2 / 2**11
+    pairs = Page(out / "report.html").data["index"]["pairs"]
+    assert {pair[0]: pair[-1] for pair in pairs}["right"] == 2 / 2**11
 
 
 def test_the_curves_are_a_picture(tmp_path: Path) -> None:

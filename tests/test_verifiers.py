@@ -203,5 +203,5 @@ def test_what_is_no_number_is_no_score(answer: Score) -> None:
 
 
 def test_a_verifier_that_loses_an_item_is_caught() -> None:
-    with pytest.raises(AssertionError, match="answered 1 of 2"):
+    with pytest.raises(UserError, match="1 score for 2 items"):
         Chosen(Canned((Score.of(a=1.0, b=1.0),)), "canned", "a").score([Item(None, "")] * 2)

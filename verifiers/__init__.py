@@ -9,6 +9,7 @@ from utils import check_options, named_class
 from verifiers import keyframes
 from verifiers.base import Chosen, Metric
 from verifiers.keyframes import Keyframes
+from verifiers.own import check_verifier
 
 VERIFIERS = {
     "classifier": "verifiers.classifier:Classifier",
@@ -33,7 +34,9 @@ VERIFIERS = {
 
 def verifier_class(name: str) -> Any:
     """The verifier of this name, or the user's own at "package.module:Class"."""
-    return named_class("verifier", name, VERIFIERS, "score")
+    found = named_class("verifier", name, VERIFIERS, "score")
+    check_verifier(name, found)
+    return found
 
 
 def build_verifier(name: str, metric: Metric | None, options: Mapping[str, Any]) -> Chosen:

@@ -286,8 +286,9 @@ class Chosen:
 
     def score(self, items: Sequence[Item]) -> list[Score]:
         self._return()
-        scores = self.verifier.score(items)
-        assert len(scores) == len(items), f"{self.name} answered {len(scores)} of {len(items)}"
+        from verifiers.own import checked_scores
+
+        scores = checked_scores(self.verifier, self.verifier.score(items), len(items))
         return [self._valued(score) for score in scores]
 
     def _valued(self, score: Score) -> Score:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from utils import UserError
 from verifiers.base import Item, Score, Verifier
+from verifiers.own import checked_scores
 
 OPTIONS = ("frames", "frame_score")
 JOINED: dict[str, Callable[[Sequence[float]], float]] = {
@@ -46,7 +47,8 @@ class Keyframes:
             for i, item in enumerate(items)
             for at, frame in self._chosen(item.media)
         ]
-        scores = self.verifier.score([item for _, item in shown])
+        asked = [item for _, item in shown]
+        scores = checked_scores(self.verifier, self.verifier.score(asked), len(asked))
         groups: list[list[Score]] = [[] for _ in items]
         for (i, _), score in zip(shown, scores, strict=True):
             groups[i].append(score)

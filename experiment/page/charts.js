@@ -15,7 +15,8 @@ function scales(width, height, points) {
   const ys = points.flatMap((p) => [p[1], p[2] ?? p[1], p[3] ?? p[1]]);
   let [low, high] = [Math.min(...ys), Math.max(...ys)];
   const room = (high - low) * 0.07 || Math.abs(high) * 0.05 || 0.5;
-  [low, high] = [low - room, high + room];
+  // Not beyond 0 or 1 unless what is drawn goes there: few scores can.
+  [low, high] = [low >= 0 ? Math.max(low - room, 0) : low - room, high <= 1 ? Math.min(high + room, 1) : high + room];
   const right = Math.max(...points.map((p) => p[0])) || 1;
   const [l, r, t, b] = [50, width - 14, 10, height - 38];
   return { l, r, b, low, high, right,

@@ -20,6 +20,17 @@ function estimate([mean, low, high], show = number) {
   if (low !== null) text.push(" ", h("span", { class: "faint interval" }, `[${show(low)}, ${show(high)}]`));
   return text;
 }
+// Holm's correction (1979) of p-values that are looked at together; null was not tested.
+function holm(ps) {
+  const tested = ps.flatMap((p, at) => (p === null ? [] : [at])).sort((a, b) => ps[a] - ps[b]);
+  const adjusted = ps.map(() => null);
+  let highest = 0;
+  tested.forEach((at, rank) => {
+    highest = Math.max(highest, Math.min(1, (tested.length - rank) * ps[at]));
+    adjusted[at] = highest;
+  });
+  return adjusted;
+}
 const average = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
 // Orders by a value; what has none comes last either way.

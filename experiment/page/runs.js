@@ -39,7 +39,7 @@ function overview() {
   document.getElementById("overview").append(
     h("h2", {}, several ? "Runs" : "The run"),
     table(head, rows, { card: true, label: "runs" }),
-    h("p", { class: "faint note" }, `Means of the winners over prompts${sharesAll() ? "" : ", which are not the same in all runs"}, with 95 % bootstrap intervals.`),
+    h("p", { class: "faint note" }, `Means of the winners over prompts${sharesAll() ? "" : ", which are not the same in all runs"}, with 95 % intervals from ${INDEX.fewest} prompts on (Wilson's where all scores are 0 or 1, else by bootstrap).`),
     trust());
 }
 const inRun = (at, run) => Boolean(shownOf(at, run));
@@ -81,7 +81,7 @@ function pairs() {
   }
   show(0);
   section.append(place,
-    h("p", { class: "faint note" }, "Paired by prompt; a tie is half a win. Bold: the interval leaves zero out."));
+    h("p", { class: "faint note" }, `Paired by prompt; a tie is half a win. No intervals below ${INDEX.fewest} prompts. Bold: p < ${INDEX.error} after Holm's correction for the runs in a column, by the exact sign test (McNemar's) where all scores are 0 or 1, else by a sign-flip randomization test.`));
 }
 function whyNoPairs() {
   const shared = INDEX.prompts.some(({ runs }) => runs.filter(Boolean).length > 1);
@@ -94,25 +94,27 @@ function whyNoPairs() {
 function pairOf(label, ours, theirs) {
   const found = INDEX.pairs.find(([own, a, b]) => own === label && ((a === ours && b === theirs) || (a === theirs && b === ours)));
   if (!found) return null;
-  const [, a, , prompts, difference, wins] = found;
-  if (a === ours) return { prompts, difference, wins };
+  const [, a, , prompts, difference, wins, p] = found;
+  if (a === ours) return { prompts, difference, wins, p };
   const turned = (values, turn) => [values[0], values[2], values[1]].map((value) => (value === null ? null : turn(value)));
-  return { prompts, difference: turned(difference, (value) => (value === 0 ? 0 : -value)), wins: turned(wins, (value) => 1 - value) };
+  return { prompts, difference: turned(difference, (value) => (value === 0 ? 0 : -value)), wins: turned(wins, (value) => 1 - value), p };
 }
 function pairTable(labels, reference) {
-  const rows = INDEX.runs.flatMap((_, run) => {
-    if (run === reference) return [];
-    const found = labels.map((label) => pairOf(label, run, reference));
+  const others = INDEX.runs.flatMap((_, run) => (run === reference ? [] : [run]));
+  const columns = labels.map((label) => others.map((run) => pairOf(label, run, reference)));
+  const adjusted = columns.map((column) => holm(column.map((pair) => pair?.p ?? null)));
+  const rows = others.map((run, row) => {
+    const found = columns.map((column) => column[row]);
     const most = Math.max(0, ...found.map((pair) => pair?.prompts ?? 0));
-    return [h("tr", {}, h("th", { class: "text" }, runName(run), INDEX.runs.length > 2 ? null : [h("span", { class: "faint" }, " − "), ...runName(reference)].flat()),
-      found.flatMap((pair) => {
+    return h("tr", {}, h("th", { class: "text" }, runName(run), INDEX.runs.length > 2 ? null : [h("span", { class: "faint" }, " − "), ...runName(reference)].flat()),
+      found.flatMap((pair, column) => {
         if (pair === null) return [h("td", { colspan: 2, class: "faint" }, most ? "not in both" : "–")];
-        const sure = pair.difference[1] !== null && (pair.difference[1] > 0 || pair.difference[2] < 0);
+        const p = adjusted[column][row], sure = p !== null && p < INDEX.error;
         const fewer = pair.prompts < most ? h("span", { class: "faint role" }, counted(pair.prompts, "prompt")) : null;
         return [h("td", { class: sure ? "sure" : null }, estimate(pair.difference, signed), fewer),
           h("td", {}, estimate(pair.wins, percent))];
       }),
-      h("td", {}, most ? whole(most) : h("span", { class: "faint" }, "none shared")))];
+      h("td", {}, most ? whole(most) : h("span", { class: "faint" }, "none shared")));
   });
   return table([
     h("tr", {}, h("th", { class: "text" }), labels.map((label) => h("th", { colspan: 2, class: "over" }, ...breakable(label))), h("th")),
@@ -128,7 +130,7 @@ function curves() {
     const views = {};
     for (const cost of INDEX.costs) {
       const lines = own.map((run) => ({ run, points: INDEX.runs[run].curves[cost] || [] })).filter((line) => line.points.length);
-      if (lines.length) views[cost] = { lines, xLabel: `${cost} a prompt`, yLabel: metric, steps: true };
+      if (lines.length) views[cost] = { lines, xLabel: `${cost} per prompt`, yLabel: metric, steps: true };
     }
     if (Object.keys(views).length) figures.push(chart(`Best ${metric} so far, mean`, views));
     const lines = own.map((run) => ({ run, points: INDEX.runs[run].bestOfN })).filter((line) => line.points.length > 1);
