@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from pipelines.devices import on
 from pipelines.memory import Decoding, Needs, Offload, Part, Placement, free_memory, needs_of
 from pipelines.parts import kind_of
 from utils import UserError
@@ -35,7 +36,12 @@ class Residence:
         self._hooks: list[Any] = []
         self._copies: Sequence[nn.Module] = ()
         _set_decoding(pipe, placement.vae)
-        self._settle()
+        with on(self._device):  # group offloading makes its stream on the current one
+            self._settle()
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
 
     def described(self) -> dict[str, Any]:
         """For the record of a run."""
