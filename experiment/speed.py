@@ -90,7 +90,7 @@ def speed(config: ExperimentConfig, local: str, passes: Passes) -> Iterable[tupl
         yield "verifiers", f"on {judging}, while images are made"
     build = called(config, local).build
     if measures_batches(config, device, build):
-        yield "batch size", "measured as the run begins, unless it was before"
+        yield "batch size", "measured as the run begins, unless it was before; placed for it then"
     if measures_attention(config, device, apart=apart):
         yield "attention", "measured as the run begins, unless it was before"
     if engine.profile == "fp8" and (reason := lacking_products(device)):

@@ -296,10 +296,22 @@ class Denoiser:
         self._seen_between_steps |= seen.taken > 1
 
     @_in_turn
-    def decode(self, prompt: Texts, latents: Tensor, seeds: Sequence[int], steps: int) -> Decoded:
-        """Images, or videos, of clean latents, by the pipeline's own way after its last step."""
+    def decode(
+        self,
+        prompt: Texts,
+        latents: Tensor,
+        seeds: Sequence[int],
+        steps: int,
+        *,
+        whole: bool = False,
+    ) -> Decoded:
+        """Images, or videos, of clean latents, by the pipeline's own way after its last step.
+
+        whole: all at once, or raise where there is no memory for that.
+        """
         texts = each_text(prompt, len(seeds))
-        decoded = self._decoded_in_turn(texts, latents, seeds, steps)
+        decode = self._decoded if whole else self._decoded_in_turn
+        decoded = decode(texts, latents, seeds, steps)
         again = [i for i, sound in enumerate(decoded.sound) if not sound]
         if not again or not coarse(self.pipe):
             return decoded
