@@ -69,4 +69,5 @@ def refitted(engine: Engine, config: ExperimentConfig, planned: Plan) -> Engine:
     denoiser.use_attention(first_attention(config, device, apart=apart))
     build = called(config, planned.checkpoint).build
     fitted = fit(config, planned, denoiser, device, build, engine.manifest, apart=apart)
-    return replace(engine, batch_size=fitted.batch_size, compiled=fitted.compiled)
+    ran_on = {**engine.manifest, "placement": fitted.placement}
+    return replace(engine, batch_size=fitted.batch_size, compiled=fitted.compiled, manifest=ran_on)

@@ -13,8 +13,9 @@ from experiment.speed import compiles, images_at_once, measures_attention, measu
 from pipelines.attention import can_attend, check_attention
 from pipelines.compiling import retraced, undo
 from pipelines.denoiser import Denoiser
-from pipelines.memory import GB, tensor_bytes
+from pipelines.memory import GB, Offload, tensor_bytes
 from pipelines.parts import denoisers
+from pipelines.profiles import check_profile
 from pipelines.tuning import remembered_attention, remembered_size
 from utils import UserError
 from verifiers.base import Chosen
@@ -27,10 +28,11 @@ BASIS = ("device", "packages", "placement", "threads")  # of the manifest
 
 @dataclass(frozen=True)
 class Fitted:
-    """What was chosen; the attention is the denoiser's own."""
+    """What was chosen; the attention is the denoiser's own. placement: for the manifest."""
 
     batch_size: int
     compiled: bool
+    placement: Mapping[str, Any] | None
 
 
 def first_attention(config: ExperimentConfig, device: str, *, apart: bool) -> str:
@@ -73,8 +75,10 @@ def fit(
     batch_size = images_at_once(config, build)
     if measures_batches(config, device, build):
         batch_size = remembered_size(denoiser, prompt, machine)
+    offload = _settled_for(batch_size, denoiser, config)
     residence, passes = denoiser.residence, planned.passes(batch_size)
-    offload = "none" if residence is None else residence.placement.offload
+    placement = None if residence is None else residence.described()
+    machine["placement"] = placement
     wanted = compiles(config, planned.checkpoint, device, offload, passes)
     compiled = False
 
@@ -93,7 +97,17 @@ def fit(
         remembered_attention(denoiser, prompt, batch_size, machine, start, anew)
     else:
         start()
-    return Fitted(batch_size, compiled)
+    return Fitted(batch_size, compiled, placement)
+
+
+def _settled_for(batch_size: int, denoiser: Denoiser, config: ExperimentConfig) -> Offload:
+    """How the pipeline is offloaded now that the batch size is known."""
+    if denoiser.residence is None:
+        return "none"
+    denoiser.residence.suit(batch_size, config.engine_args.vae)
+    offload = denoiser.residence.placement.offload
+    check_profile(config.engine_args.profile, (), offload, settled=True)
+    return offload
 
 
 def _gigabytes(verifiers: Sequence[Chosen]) -> float:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from pipelines.denoiser import Denoiser
+from pipelines.devices import on
 from pipelines.loading import choose_device
 from pipelines.placement import Residence
 from verifiers.base import Chosen, Item, Score
@@ -67,20 +68,12 @@ class Apart(Chosen):
         super().load(self.device)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        with self._turn, _on(self.device):
+        with self._turn, on(self.device):
             return super().score(items)
 
     def chose(self, item: Item) -> None:
-        with self._turn, _on(self.device):
+        with self._turn, on(self.device):
             super().chose(item)
-
-
-def _on(device: str) -> AbstractContextManager[object]:
-    """The device as the one that kernels without a device of their own go to."""
-    import torch
-
-    on_gpu = torch.device(device).type == "cuda"
-    return torch.cuda.device(device) if on_gpu else nullcontext()
 
 
 def verifier_device(wanted: str, device: str) -> str:

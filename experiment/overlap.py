@@ -36,7 +36,7 @@ def one_behind(
     error: Exception | None = None
     source = iter(made)
     waiting: Future[Done] | None = None
-    with ThreadPoolExecutor(1, "finish") as pool:
+    with _pool(1, "finish") as pool:
         while error is None:
             try:
                 each = next(source)
@@ -74,7 +74,7 @@ def in_turn(
         return
     source = iter(items)
     running: dict[Future[Done], Made] = {}
-    with ThreadPoolExecutor(at_once, "prompt") as pool:
+    with _pool(at_once, "prompt") as pool:
         try:
             while True:
                 while len(running) < 4 * at_once and _busy(running) < at_once:
@@ -99,3 +99,13 @@ def in_turn(
 
 def _busy(futures: Iterable[Future[Done]]) -> int:
     return sum(not future.done() for future in futures)
+
+
+def _pool(size: int, name: str) -> ThreadPoolExecutor:
+    """Threads whose current GPU is the one of the thread that starts them: CUDA gives each thread
+    the first one, and what waits for "the current stream" would wait for that of another GPU."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return ThreadPoolExecutor(size, name)
+    return ThreadPoolExecutor(size, name, torch.cuda.set_device, (torch.cuda.current_device(),))

@@ -314,6 +314,7 @@ def load(
     ran_on["verifier_device"] = device_name(judging)
     ran_on["rubrics"] = {name: judge.rubric_hash for name, judge in asked.items()}
     fitted = fit(config, planned, denoiser, device, call.build, ran_on, apart=apart, beside=beside)
+    ran_on["placement"] = fitted.placement
     return Engine(denoiser, verifier, judges, fitted.batch_size, ran_on, fitted.compiled)
 
 

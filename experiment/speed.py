@@ -12,6 +12,7 @@ from experiment.guests import verifier_device
 from pipelines.compiling import pays
 from pipelines.loading import choose_device, pipeline_index
 from pipelines.parts import kind_of, models_of
+from pipelines.profiles import lacking_products
 from utils import UserError
 
 BATCH_SIZE = 8  # per image 0.29 s at 1, 0.15 s at 8, 0.17 s at 16 (bundled FLUX, 2 cores)
@@ -89,9 +90,11 @@ def speed(config: ExperimentConfig, local: str, passes: Passes) -> Iterable[tupl
         yield "verifiers", f"on {judging}, while images are made"
     build = called(config, local).build
     if measures_batches(config, device, build):
-        yield "batch size", "measured as the run begins, unless it was before"
+        yield "batch size", "measured as the run begins, unless it was before; placed for it then"
     if measures_attention(config, device, apart=apart):
         yield "attention", "measured as the run begins, unless it was before"
+    if engine.profile == "fp8" and (reason := lacking_products(device)):
+        yield "fp8 drafts", f"of weights alone, no faster: no products in fp8, for {reason}"
     offload = "none" if engine.offload == "auto" else engine.offload
     if compiles(config, local, device, offload, passes(images_at_once(config, build))):
         yield "compile", "yes"

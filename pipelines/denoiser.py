@@ -22,6 +22,7 @@ from torch import Tensor
 from pipelines.arguments import Classes, Texts, batched, each_text, takes_several
 from pipelines.attention import preferring
 from pipelines.developing import Developer
+from pipelines.devices import on
 from pipelines.encoding import REMEMBERED, Encodings
 from pipelines.guidance import guiding
 from pipelines.layout import Layout, index_noise, no_noise
@@ -64,6 +65,7 @@ class Denoiser:
     ) -> None:
         self.pipe = pipe
         self.residence = residence
+        self._device: torch.device = pipe.device if residence is None else residence.device
         self.turn = threading.RLock()
         self.call_args = dict(call_args)
         self._parameters = inspect.signature(type(pipe).__call__).parameters
@@ -150,7 +152,8 @@ class Denoiser:
         """
         parts = named_denoisers(self.pipe)
         try:
-            self._cheap = make_profile(name, self.pipe, parts, threshold)
+            with on(self._device):
+                self._cheap = make_profile(name, self.pipe, parts, threshold)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -300,10 +303,22 @@ class Denoiser:
         self._seen_between_steps |= seen.taken > 1
 
     @_in_turn
-    def decode(self, prompt: Texts, latents: Tensor, seeds: Sequence[int], steps: int) -> Decoded:
-        """Images, or videos, of clean latents, by the pipeline's own way after its last step."""
+    def decode(
+        self,
+        prompt: Texts,
+        latents: Tensor,
+        seeds: Sequence[int],
+        steps: int,
+        *,
+        whole: bool = False,
+    ) -> Decoded:
+        """Images, or videos, of clean latents, by the pipeline's own way after its last step.
+
+        whole: all at once, or raise where there is no memory for that.
+        """
         texts = each_text(prompt, len(seeds))
-        decoded = self._decoded_in_turn(texts, latents, seeds, steps)
+        decode = self._decoded if whole else self._decoded_in_turn
+        decoded = decode(texts, latents, seeds, steps)
         again = [i for i, sound in enumerate(decoded.sound) if not sound]
         if not again or not coarse(self.pipe):
             return decoded
@@ -449,7 +464,8 @@ class Denoiser:
         call = type(self.pipe).__call__
         if differentiable:
             call = inspect.unwrap(call)  # below diffusers' no_grad
-        with preferring(self.attention), window(self.pipe, stretch) as seen:
+        # Offloading by groups waits for the current device's stream before it frees a layer.
+        with on(self._device), preferring(self.attention), window(self.pipe, stretch) as seen:
             self._running, self._halt_at_forward = seen, halt_at_forward
             try:
                 result = call(self.pipe, **arguments)

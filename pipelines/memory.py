@@ -14,7 +14,7 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,6 +87,10 @@ class Needs:
     @property
     def weights(self) -> int:
         return sum(part.weights for part in self.parts)
+
+    def of(self, batch: int) -> Needs:
+        """The same pipeline's with batches of another size."""
+        return replace(self, batch=batch, denoising=self.denoising * batch // self.batch)
 
     def decoded(self, vae: Decoding) -> int:
         """Activations of decoding a batch."""

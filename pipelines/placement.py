@@ -6,15 +6,29 @@ Offloading is diffusers' own. Nothing here asks a pipeline for its name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from pipelines.devices import on
 from pipelines.memory import Decoding, Needs, Offload, Part, Placement, free_memory, needs_of
 from pipelines.parts import kind_of
 from utils import UserError
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a placement is chosen by. free: bytes on the device before the pipeline came there."""
+
+    needs: Needs
+    offload: str
+    vae: str
+    free: int | None
+
+    def placement(self, batch: int) -> Placement:
+        return self.needs.of(batch).choose(self.offload, self.vae, self.free)
 
 
 class Residence:
@@ -22,20 +36,33 @@ class Residence:
 
     alone: it shares the device with nobody: `leave` makes room for the verifier, and `enter`,
     before the next call, takes the place back. Neither does anything where all fits at once.
+    room: what the placement was chosen by, where it was.
     """
 
     def __init__(
-        self, pipe: Any, device: str, placement: Placement, *, alone: bool = False
+        self,
+        pipe: Any,
+        device: str,
+        placement: Placement,
+        *,
+        alone: bool = False,
+        room: Room | None = None,
     ) -> None:
         self.placement = placement
         self.alone = alone
+        self._room = room
         self._pipe = pipe
         self._device = torch.device(device)
         self._away = False
         self._hooks: list[Any] = []
         self._copies: Sequence[nn.Module] = ()
+        self._ways = [(decoder, _ways(decoder)) for decoder in _decoders(pipe)]  # before ours
         _set_decoding(pipe, placement.vae)
         self._settle()
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
 
     def described(self) -> dict[str, Any]:
         """For the record of a run."""
@@ -46,6 +73,33 @@ class Residence:
             "vae": placement.vae,
             "takes_turns": self.alone,
         }
+
+    def holds(self, batch: int) -> bool:
+        """Whether the weights of a pipeline that works in batches of this size would live where
+        they do now, or nearer."""
+        if self._room is None or batch <= self._room.needs.batch:
+            return True
+        planned = self._room.placement(batch)
+        return _weights_of(planned) == _weights_of(self.placement)
+
+    def suit(self, batch: int, vae: Decoding | Literal["auto"]) -> None:
+        """Settle again, as is planned for batches of this size, decoded so."""
+        if self._room is None:
+            return
+        room = replace(self._room, needs=self._room.needs.of(batch), vae=vae)
+        if room == self._room:
+            return
+        self._room = room
+        before, self.placement = self.placement, room.placement(batch)
+        for decoder, ways in self._ways:
+            for way, used in ways.items():
+                setattr(decoder, way, used)
+        _set_decoding(self._pipe, self.placement.vae)
+        if _weights_of(self.placement) != _weights_of(before):
+            _let_go(self._pipe, self._device)
+            self._hooks = []
+            self._settle()
+            self._away = False
 
     def enter(self) -> None:
         """The pipeline is about to run."""
@@ -74,6 +128,10 @@ class Residence:
             hook.offload()
 
     def _settle(self) -> None:
+        with on(self._device):  # group offloading makes its stream on the current one
+            self._settle_there()
+
+    def _settle_there(self) -> None:
         pipe, device = self._pipe, self._device
         try:
             if self.placement.offload == "model":
@@ -152,8 +210,9 @@ def settle(
     if alone:
         for leave in others:
             leave()
-        placement = needs.choose(offload, vae, free_memory(device))
-    return Residence(pipe, device, placement, alone=alone)
+        free = free_memory(device)
+        placement = needs.choose(offload, vae, free)
+    return Residence(pipe, device, placement, alone=alone, room=Room(needs, offload, vae, free))
 
 
 def _together(needs: Needs, placement: Placement, wanted: str, free: int) -> bool:
@@ -161,9 +220,37 @@ def _together(needs: Needs, placement: Placement, wanted: str, free: int) -> boo
     return needs.fit(placement, free) and (wanted != "auto" or placement.offload == "none")
 
 
+def _weights_of(placement: Placement) -> tuple[Offload, bool]:
+    """Where weights live; decoding moves none."""
+    return placement.offload, placement.text_leaves
+
+
+def _let_go(pipe: Any, device: torch.device) -> None:
+    """Remove what moves a pipeline's weights, diffusers' and ours."""
+    from diffusers.hooks import group_offloading as group
+
+    if device.type == "cuda":  # layers may still be on their way
+        torch.cuda.synchronize(device)
+    pipe.remove_all_hooks()
+    kinds = group._GROUP_OFFLOADING, group._LAYER_EXECUTION_TRACKER
+    for layer in (layer for model in _models(pipe) for layer in model.modules()):
+        hooks: Any = getattr(layer, "_diffusers_hook", None)
+        for kind in (*kinds, group._LAZY_PREFETCH_GROUP_OFFLOADING) if hooks else ():
+            hooks.remove_hook(kind, recurse=False)
+
+
+def _decoders(pipe: Any) -> list[Any]:
+    return [m for m in pipe.components.values() if kind_of(type(m)) == "decoder"]
+
+
+def _ways(decoder: Any) -> dict[str, Any]:
+    """Whether it decodes one by one, and in tiles."""
+    names = ("use_slicing", "use_tiling")
+    return {name: getattr(decoder, name) for name in names if hasattr(decoder, name)}
+
+
 def _set_decoding(pipe: Any, vae: str) -> None:
-    decoders = [m for m in pipe.components.values() if kind_of(type(m)) == "decoder"]
-    for decoder in decoders:
+    for decoder in _decoders(pipe):
         for way in ("slicing", "tiling"):
             if vae == way and not hasattr(decoder, f"use_{way}"):
                 name = type(decoder).__name__
@@ -174,12 +261,10 @@ def _set_decoding(pipe: Any, vae: str) -> None:
             decoder.enable_tiling()
 
 
-def _models(pipe: Any, *, text: bool) -> list[nn.Module]:
-    return [
-        model
-        for model in pipe.components.values()
-        if isinstance(model, nn.Module) and (kind_of(type(model)) == "text encoder") == text
-    ]
+def _models(pipe: Any, *, text: bool | None = None) -> list[nn.Module]:
+    """A pipeline's models; text encoders alone, or all but these."""
+    models = [model for model in pipe.components.values() if isinstance(model, nn.Module)]
+    return [m for m in models if text in (None, kind_of(type(m)) == "text encoder")]
 
 
 def _move(models: Sequence[nn.Module], device: torch.device) -> None:

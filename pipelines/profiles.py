@@ -3,9 +3,9 @@
 cached: diffusers' first-block cache skips the other blocks of a step whose first block changed
 little. Its decision is one for the whole batch, and its state outlives a call that was left early;
 so each draft is denoised alone, from a state set back before and after.
-fp8: a second copy of the denoisers in 8-bit floats. With torchao their matrix products are in fp8,
-which is faster on Hopper once compiled. Without it only weights are stored so, and computing is in
-the run's own number format: no faster, but the drafts such weights make.
+fp8: a second copy of the denoisers in 8-bit floats. With torchao, on a GPU that can, their matrix
+products are in fp8, which is faster on Hopper once compiled. Elsewhere only weights are stored so,
+and computing is in the run's own number format: no faster, but the drafts such weights make.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pipelines.memory import Part
 from pipelines.quantization import kept_from_fp8, stored_in_fp8
 from utils import UserError
 
+FP8_FROM = (8, 9)  # compute capability: what torchao asserts (NVIDIA's Ada, Hopper and later)
 THRESHOLD = 0.08  # ParaAttention's for FLUX.1-dev at 28 steps
 
 
@@ -103,10 +104,8 @@ class Fp8:
         self._pipe = pipe
         self._exact = dict(denoisers)
         self._copies = {name: _in_fp8(model) for name, model in denoisers.items()}
-        # Without torchao each layer has a hook, which the compiler takes for a case of its own.
-        self.compiles = all(
-            _torchao(next(model.parameters()).device) for model in denoisers.values()
-        )
+        # Else each layer has a hook, which the compiler takes for a case of its own.
+        self.compiles = all(map(_has_products, denoisers.values()))
         self.copies: Sequence[nn.Module] = list(self._copies.values())
 
     @contextmanager
@@ -133,7 +132,7 @@ def _in_fp8(model: Any) -> nn.Module:
     shared |= {id(b): b.detach() for b in model.buffers()}
     twin = copy.deepcopy(model, shared)
     twin.__dict__.pop("forward", None)  # compiled, it would be the first one's
-    if not _torchao(next(model.parameters()).device):
+    if not _has_products(model):
         stored_in_fp8(twin, model.dtype)
         return twin
     torchao: Any = importlib.import_module("torchao.quantization")
@@ -151,7 +150,7 @@ def copies_needed(name: str, denoisers: Mapping[str, nn.Module], device: str) ->
     """What a profile's copies will take on a device beside the models themselves."""
     if name != "fp8":
         return ()
-    products = _torchao(torch.device(device))
+    products = lacking_products(device) is None
     found = []
     for part, model in denoisers.items():
         layers = [_in_fp8_bytes(model, *each, products=products) for each in model.named_modules()]
@@ -169,8 +168,19 @@ def _in_fp8_bytes(model: nn.Module, name: str, layer: nn.Module, *, products: bo
     return sum(weight.numel() for weight in layer.parameters(recurse=False))
 
 
-def _torchao(device: torch.device) -> bool:
-    return device.type == "cuda" and importlib.util.find_spec("torchao") is not None
+def lacking_products(device: torch.device | str) -> str | None:
+    """Why matrix products cannot be in fp8 on a device; None where they can."""
+    if torch.device(device).type != "cuda":
+        return "only GPUs have them"
+    if importlib.util.find_spec("torchao") is None:
+        return "torchao is not installed"
+    if torch.version.hip or torch.cuda.get_device_capability(device) < FP8_FROM:
+        return "this GPU has none (NVIDIA's have from compute capability 8.9 on)"
+    return None
+
+
+def _has_products(model: nn.Module) -> bool:
+    return lacking_products(next(model.parameters()).device) is None
 
 
 def uncached(model: str) -> str:

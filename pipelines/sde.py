@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from pipelines.devices import sent
 from pipelines.schedule import Level, levels
 from utils import seed_of
 
@@ -43,12 +44,14 @@ class Sde:
     eta: float = 1.0
     _levels: dict[Any, tuple[Level, ...]] = field(default_factory=dict, repr=False, compare=False)
 
-    def levels(self, scheduler: Any) -> tuple[Level, ...]:
-        """The scheduler's levels, worked out once for each schedule."""
-        key = tuple(scheduler.timesteps.tolist())
-        if key not in self._levels:
-            self._levels[key] = levels(scheduler)
-        return self._levels[key]
+    def levels(self, scheduler: Any, schedule: tuple[float, ...]) -> tuple[Level, ...]:
+        """The scheduler's levels, worked out once for each schedule.
+
+        schedule: its timesteps as numbers: on a GPU reading them waits for all that is under way.
+        """
+        if schedule not in self._levels:
+            self._levels[schedule] = levels(scheduler)
+        return self._levels[schedule]
 
     def scale(self, now: Level, then: Level) -> float:
         """The standard deviation s of the noise that a step between these levels adds."""
@@ -86,18 +89,30 @@ def step_noise(seeds: Sequence[int], step: int, like: Tensor) -> Tensor:
 
 
 def unit_noise(seeds: Sequence[int], like: Tensor) -> Tensor:
-    """Standard normal noise shaped like `like`, row i drawn on the CPU in float32 from seed i."""
+    """Standard normal noise shaped like `like`, row i drawn on the CPU in float32 from seed i.
+
+    Nothing waits for a GPU: it is drawn, and on its way, while the step before is being computed.
+    """
     keyed = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     rows = [torch.randn(like.shape[1:], generator=generator) for generator in keyed]
-    return torch.stack(rows).to(like.device)
+    return sent(torch.stack(rows), like.device)
 
 
-def with_noise(mean: Tensor, scale: Tensor, seeds: Sequence[int], step: int) -> Tensor:
-    """Points kept before their noise, with it; `scale` is [n], or shaped like the points."""
-    each = scale.to(mean.device).double()
-    each = each.reshape(-1, *[1] * (mean.dim() - 1)) if each.dim() == 1 else each
+def with_noise(mean: Tensor, scale: Tensor | float, seeds: Sequence[int], step: int) -> Tensor:
+    """Points kept before their noise, with it; `scale` is one for all, [n], or shaped like them."""
+    each = scale
+    if isinstance(each, Tensor):
+        each = sent(each, mean.device).double()
+        each = each.reshape(-1, *[1] * (mean.dim() - 1)) if each.dim() == 1 else each
     noise = step_noise(seeds, step, mean).double()
     return (mean.double() + each * noise).to(mean.dtype)
+
+
+def a_row(scale: Tensor | float, rows: int) -> Tensor:
+    """The scale of each point's noise, where it is one for all."""
+    if isinstance(scale, Tensor):
+        return scale
+    return torch.full((rows,), scale, dtype=torch.float64)
 
 
 @dataclass

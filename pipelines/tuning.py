@@ -44,8 +44,8 @@ def measured(
     sizes: Sequence[int] = SIZES,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[int, float]:
-    """Seconds a step of one image takes, by batch size, up to the first that gains nothing or does
-    not fit with its decoding."""
+    """Seconds a step of one image takes, by batch size, up to the first that gains nothing, does
+    not fit with its decoding, or would have the weights elsewhere."""
     found: dict[int, float] = {}
     for size, seconds in _timed(denoiser, prompt, sizes, clock):
         found[size] = seconds
@@ -60,6 +60,8 @@ def _timed(
     denoiser: Denoiser, prompt: str, sizes: Sequence[int], clock: Callable[[], float]
 ) -> Iterator[tuple[int, float]]:
     for size in sizes:
+        if not _holds(denoiser, size):
+            return
         try:
             seconds = _step(denoiser, prompt, size, clock)
         except RuntimeError as error:
@@ -91,8 +93,12 @@ def _step(
         _settled(done.latents.device)
         seconds.append(clock() - started)
     if decode:
-        denoiser.decode(prompt, done.clean, seeds, denoiser.steps(prompt))
+        denoiser.decode(prompt, done.clean, seeds, denoiser.steps(prompt), whole=True)
     return min(seconds[1:])
+
+
+def _holds(denoiser: Denoiser, size: int) -> bool:
+    return denoiser.residence is None or denoiser.residence.holds(size)
 
 
 def _settled(device: torch.device) -> None:
@@ -101,7 +107,8 @@ def _settled(device: torch.device) -> None:
 
 
 def remembered_size(denoiser: Denoiser, prompt: str, machine: Mapping[str, Any]) -> int:
-    """The fastest batch size, from the file of those measured before if it is there.
+    """The fastest batch size, from the file of those measured before if it is there; a smaller one
+    where others have filled the device since.
 
     machine: all else that it depends on: device, versions, number format.
     """
@@ -113,6 +120,8 @@ def remembered_size(denoiser: Denoiser, prompt: str, machine: Mapping[str, Any])
             if known < 1:
                 known = fastest(measured(denoiser, prompt))
                 _write(path, {**_read(path, int), key: known})
+    while not _holds(denoiser, known):
+        known //= 2
     return known
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from pipelines.schedule import clean_estimate
-from pipelines.sde import Sde, step_without_noise, values_of, with_noise
+from pipelines.sde import Sde, a_row, step_without_noise, values_of, with_noise
 from utils import UserError, seed_of
 
 
@@ -64,8 +64,8 @@ class StepWindow:
     _OWN = frozenset(
         {
             "scheduler", "stretch", "timesteps", "set_timesteps", "step", "set_begin_index",
-            "total", "first", "state", "clean", "noise_scale", "taken", "started", "last_timestep",
-            "_signature",
+            "total", "schedule", "first", "state", "clean", "noise_scale", "taken", "started",
+            "last_timestep", "_signature",
         }
     )  # fmt: skip
 
@@ -80,6 +80,7 @@ class StepWindow:
         self.clean: Tensor | None = None  # the last step's estimate of the clean latents
         self.noise_scale: Tensor | None = None  # of the noise still to be added to the state
         self.timesteps: Tensor | None = None
+        self.schedule: tuple[float, ...] = ()  # the full one's timesteps, for steps that add noise
         self.last_timestep: Tensor | None = None
         # Pipelines look at these signatures to see what the scheduler takes (`sigmas`, `eta`,
         # `generator`), so they have to stay its own.
@@ -127,6 +128,8 @@ class StepWindow:
         self.scheduler.set_timesteps(*args, **kwargs)
         self.timesteps = self.scheduler.timesteps
         self.total = len(self.scheduler.timesteps)
+        if self.stretch.sde is not None:
+            self.schedule = tuple(self.scheduler.timesteps.tolist())
         self.last_timestep = self.scheduler.timesteps[-1:]
 
     def _set_begin_index(self, begin_index: int = 0) -> None:
@@ -160,18 +163,22 @@ class StepWindow:
         What the pipeline goes on with holds the noise; what is kept at the stretch's end does not.
         """
         sample, model_output = call.arguments["sample"], call.arguments["model_output"]
-        stepped, scale = step_without_noise(self.scheduler, call)
+        stepped, own = step_without_noise(self.scheduler, call)
         values = values_of(stepped)
         clean = clean_estimate(values, self.scheduler, at, model_output, sample)
         mean, rows = values[0], self.stretch.rows
-        if scale is None:
-            now, then = sde.levels(self.scheduler)[at : at + 2]
-            moved, added = sde.mean(sample, clean, now, then)
-            mean, scale = moved.to(mean.dtype), torch.full((rows,), added, dtype=torch.float64)
+        scale: Tensor | float
+        if own is None:
+            now, then = sde.levels(self.scheduler, self.schedule)[at : at + 2]
+            moved, scale = sde.mean(sample, clean, now, then)
+            mean = moved.to(mean.dtype)
+        else:
+            scale = own[:rows]
         if at + 1 == self.stop:
-            self.state, self.noise_scale, self.clean = mean[:rows], scale[:rows], clean[:rows]
+            self.state, self.clean = mean[:rows], clean[:rows]
+            self.noise_scale = a_row(scale, rows)
             raise Halt
-        self.state = with_noise(mean[:rows], scale[:rows], self.stretch.seeds, at + 1)
+        self.state = with_noise(mean[:rows], scale, self.stretch.seeds, at + 1)
         copies = len(mean) // rows  # guidance's (DiT)
         going_on = self.state if copies == 1 else torch.cat([self.state] * copies)
         if isinstance(stepped, tuple):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -472,6 +474,39 @@ def test_the_pipeline_comes_back_before_it_runs() -> None:
     denoiser.draw("a red circle", [0])
     denoiser.draw("a red circle", [1])
     assert sorted(moved) == sorted(f"{name} meta" for name in everything)
+
+
+def test_the_pipeline_runs_with_its_own_gpu_as_the_current_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a thread of its own, which CUDA starts on the first GPU: offloading by groups waits for
+    the current device's stream, and for no other, before it frees a layer."""
+    family = FAMILIES["flux"]
+    pipe = family.build()
+    residence = Residence(pipe, "cpu", Placement())
+    residence._device = torch.device("cuda:1")
+    inside: list[int] = []
+    seen: list[int] = []
+
+    @contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        inside.append(device.index)
+        yield
+        inside.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", current)
+    denoiser = Denoiser(pipe, family.call_args, residence)
+    for model in (pipe.text_encoder, pipe.transformer, pipe.vae.decoder):
+        model.register_forward_hook(lambda *_: seen.extend(inside))
+
+    def work() -> None:
+        drawn = denoiser.draw("a red circle", [0])
+        done = denoiser.denoise("a red circle", drawn.latents, [0], 0, 2)
+        denoiser.decode("a red circle", done.clean, [0], denoiser.steps("a red circle"))
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
+    assert seen == [1] * 4 and not inside  # encoded once, two steps, decoded
 
 
 class Elsewhere(nn.Linear):

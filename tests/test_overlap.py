@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from experiment.config import parse_config
 from experiment.overlap import in_turn, one_behind
@@ -108,6 +109,33 @@ def test_results_come_in_the_order_of_the_items_whatever_their_time() -> None:
         return i * i
 
     assert list(in_turn(range(6), work, 3, lambda: None)) == [(i, i * i) for i in range(6)]
+
+
+class Currents(threading.local):
+    """The current GPU of each thread, as CUDA keeps it: the first until it is set."""
+
+    index = 0
+
+    def set(self, index: int) -> None:
+        self.index = index
+
+
+@pytest.fixture
+def currents(monkeypatch: pytest.MonkeyPatch) -> Currents:
+    found = Currents()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: found.index)
+    monkeypatch.setattr(torch.cuda, "set_device", found.set)
+    return found
+
+
+def test_threads_stay_on_the_gpu_of_the_one_that_starts_them(currents: Currents) -> None:
+    currents.set(3)
+
+    def work(_: int) -> list[int]:
+        return [currents.index, *one_behind(range(2), same, lambda _: currents.index)]
+
+    assert [seen for _, seen in in_turn(range(3), work, 2, lambda: None)] == [[3, 3, 3]] * 3
 
 
 def test_no_more_than_so_many_are_worked_on_at_once() -> None:

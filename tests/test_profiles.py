@@ -17,6 +17,7 @@ from benchmarks.profiles import agreement
 from experiment.config import parse_config
 from experiment.records import read_candidates
 from experiment.runner import load, plan
+from experiment.speed import speed
 from pipelines.denoiser import Denoiser
 from pipelines.loading import load_pipeline
 from pipelines.memory import HEADROOM, Placement, needs_of
@@ -217,6 +218,25 @@ def test_an_fp8_copy_shares_what_it_keeps_and_takes_what_was_foreseen() -> None:
     assert sum(w.numel() for w in fresh) == foreseen.weights > 0
     for name, weight in parts["transformer"].named_parameters():
         assert torch.equal(weight, before[name]) and weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("installed", "capability", "lacking"),
+    [(True, (9, 0), None), (True, (8, 9), None), (True, (8, 0), "8.9"), (False, (9, 0), "torchao")],
+)
+def test_products_in_fp8_are_for_gpus_that_have_them(
+    installed: bool, capability: Any, lacking: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchao raises on others, once all is loaded: they store weights so, as does the CPU."""
+    parts = named_denoisers(load_pipeline(FLUX, "bf16", "cpu"))
+    asked = parse_config(config(engine_args={"profile": "fp8", "batch_size": 2}))
+    stored = copies_needed("fp8", parts, "cpu")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object() if installed else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert (copies_needed("fp8", parts, "cuda") == stored) == (lacking is not None)
+    monkeypatch.setattr("experiment.speed.choose_device", lambda _: "cuda:0")
+    told = dict(speed(asked, FLUX, lambda _: None)).get("fp8 drafts", "")
+    assert (lacking or "") in told and bool(told) == (lacking is not None)
 
 
 def test_an_fp8_copy_is_planned_and_moves_with_its_pipeline(

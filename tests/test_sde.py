@@ -20,7 +20,9 @@ from diffusers import (
 from diffusers.schedulers import scheduling_ddim
 from torch import Tensor
 
+import pipelines.sde
 from pipelines.denoiser import Denoiser
+from pipelines.devices import sent
 from pipelines.schedule import CLEAN, Level, levels
 from pipelines.sde import Sde, step_noise, step_without_noise, with_noise
 from pipelines.space import LatentSpace, noised
@@ -208,6 +210,46 @@ def test_cutting_a_stochastic_run_anywhere_changes_nothing(family: str, path: An
     assert not torch.equal(plain.latents, whole.latents)
     single, _ = moved(denoiser, start.select([1]), space.steps, sde)
     assert torch.allclose(single.latents, whole.latents[1:], atol=1e-3, rtol=1e-3)
+
+
+def test_steps_with_noise_wait_for_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The schedule is read once a stretch, and beside the noise, from pinned memory, nothing goes
+    to the device: counted on the CPU."""
+    denoiser, space = noisy("flux", num_inference_steps=6)
+    start, read = space.draw(2), [0]
+    copies: list[Any] = []
+    tolist, send = Tensor.tolist, pipelines.sde.sent
+
+    def reading(tensor: Tensor) -> Any:
+        read[0] += 1
+        return tolist(tensor)
+
+    def sending(tensor: Tensor, device: torch.device) -> Tensor:
+        copies.append(tensor.shape)
+        return send(tensor, device)
+
+    monkeypatch.setattr(Tensor, "tolist", reading)
+    monkeypatch.setattr(pipelines.sde, "sent", sending)
+    denoiser.denoise(PROMPT, start.latents, start.seeds, 0, 6)
+    assert not copies
+    without, read[0] = read[0], 0
+    moved(denoiser, start, 6, Sde())
+    assert read[0] == without + 1 and copies == [start.latents.shape] * 5
+
+
+def test_a_copy_to_a_gpu_is_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    at_home = torch.zeros(2)
+
+    def to(tensor: Tensor, device: torch.device, non_blocking: bool = False) -> Tensor:
+        asked.append((device.type, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: asked.append("pinned") or tensor)
+    monkeypatch.setattr(Tensor, "to", to)
+    for device in ("cuda:1", "cpu"):
+        sent(at_home, torch.device(device))
+    assert asked == ["pinned", ("cuda", True), ("cpu", False)]
 
 
 @pytest.mark.parametrize("family", ["sd15", "flux", "dit"])

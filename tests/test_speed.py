@@ -72,16 +72,18 @@ def test_measuring_ends_with_the_first_size_that_gains_nothing(denoiser: Denoise
 def test_measuring_ends_where_memory_does(
     denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = denoiser.decode
+    """A run decodes one by one where there is no room; a size that needs that is too large."""
+    decoded = denoiser._decoded
 
-    def small(prompt: str, latents: torch.Tensor, *args: Any) -> Any:
+    def small(texts: Any, latents: torch.Tensor, *args: Any) -> Any:
         if len(latents) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return decode(prompt, latents, *args)
+        return decoded(texts, latents, *args)
 
-    monkeypatch.setattr(denoiser, "decode", small)
+    monkeypatch.setattr(denoiser, "_decoded", small)
     costs = {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0}
     assert measured(denoiser, "a red circle", tuple(costs), Clock(costs)) == {1: 1.0, 2: 0.5}
+    assert not denoiser.singly
 
 
 def test_a_size_is_measured_once_for_a_model_and_a_machine(
