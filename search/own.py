@@ -56,7 +56,7 @@ def sized(search: Search, steps: int, nfe: int) -> Search:
         fitted = search.sized(steps, nfe)
     except Exception as error:
         raise _failed(search, "sized", error) from error
-    if not isinstance(fitted, type(search)):
+    if not callable(getattr(fitted, "flow", None)):
         raise BadSearch(f"'{_name(search)}' has a 'sized' that returns no search: return self.")
     return fitted
 

@@ -37,41 +37,41 @@ TT_SCALE_FLUX = {  # name: (config, what the plan says)
     "flux": (
         theirs("black-forest-labs/FLUX.1-dev", "bf16", GEMINI, RANDOM, height=1024, width=1024,
                max_sequence_length=512, guidance_scale=3.5, num_inference_steps=50),
-        "4 rounds, 30 images", "1500 a prompt",
+        "4 rounds, 30 images", "1500 per prompt",
     ),
     "pixart": (
         theirs("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "fp16", GEMINI, RANDOM, height=1024,
                width=1024, max_sequence_length=300, guidance_scale=4.5, num_inference_steps=20),
-        "4 rounds, 30 images", "600 a prompt",
+        "4 rounds, 30 images", "600 per prompt",
     ),
     "sdxl": (
         theirs("stabilityai/stable-diffusion-xl-base-1.0", "fp16", QWEN,
                {**RANDOM, "search_rounds": 6}, height=1024, width=1024, guidance_scale=5.0,
                num_inference_steps=50),
-        "6 rounds, 126 images", "6300 a prompt",
+        "6 rounds, 126 images", "6300 per prompt",
     ),
     "sd1.5": (
         theirs("stable-diffusion-v1-5/stable-diffusion-v1-5", "fp16", QWEN,
                {**RANDOM, "search_rounds": 6}, height=512, width=512, guidance_scale=7.5,
                num_inference_steps=50),
-        "6 rounds, 126 images", "6300 a prompt",
+        "6 rounds, 126 images", "6300 per prompt",
     ),
     "ltx": (
         {**theirs("a-r-r-o-w/LTX-Video-0.9.1-diffusers", "bf16", LAION, ZERO_ORDER, height=480,
                   width=704, num_frames=161, negative_prompt="worst quality, blurry, jittery",
                   num_inference_steps=50), "export_args": {"fps": 24}},
-        "4 rounds, 17 to 20 images", "850 to 1000 a prompt",
+        "4 rounds, 17 to 20 images", "850 to 1000 per prompt",
     ),
     "wan": (
         {**theirs("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "bf16", LAION, RANDOM, height=480, width=832,
                   num_frames=81, guidance_scale=5.0, num_inference_steps=50),
          "export_args": {"fps": 15}},
-        "4 rounds, 30 images", "1500 a prompt",
+        "4 rounds, 30 images", "1500 per prompt",
     ),
     "zero-order": (
         theirs("black-forest-labs/FLUX.1-dev", "bf16", {**QWEN, "model_name": "Qwen/Qwen2.5-VL-3B",
                "prompt_path": "my_rubric.txt"}, ZERO_ORDER, num_inference_steps=50),
-        "4 rounds, 17 to 20 images", "850 to 1000 a prompt",
+        "4 rounds, 17 to 20 images", "850 to 1000 per prompt",
     ),
 }  # fmt: skip
 
@@ -103,7 +103,7 @@ def test_tt_scale_flux_configs_can_be_planned_unchanged(
     out = capsys.readouterr().out
     if content["verifier_args"] == GEMINI:
         assert "set the environment variable GEMINI_API_KEY" in out
-    for words in (*said, "unknown until it is loaded", "steps an image"):
+    for words in (*said, "unknown until it is loaded", "steps per image"):
         assert words in out
 
 

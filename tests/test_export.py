@@ -504,7 +504,8 @@ def test_a_push_that_fails_leaves_the_export(
 def test_parquet_needs_pyarrow(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    found = packages.find_spec
+    monkeypatch.setattr(packages, "find_spec", lambda n: None if n == "pyarrow" else found(n))
     assert exported(run.folder, "--export", "preferences") == 2
     assert "needs pyarrow: pip install pyarrow" in capsys.readouterr().err
     assert exported(run.folder, "--export", "imagefolder") == 0
