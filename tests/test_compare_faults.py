@@ -83,6 +83,7 @@ def whole(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return Whole(left(root), Counting.calls, Counting.images)
 
 
+@pytest.mark.slow
 def test_no_judge_is_asked_twice_wherever_a_comparison_is_cut(
     path: Path, whole: Whole, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def batches(folder: dict[str, Any]) -> list[int]:
     return [row["batch_size"] for row in folder["candidates.jsonl"]]
 
 
+@pytest.mark.slow
 def test_pictures_are_decoded_one_by_one_for_the_rest_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,6 +202,7 @@ def test_where_compiling_fails_the_rest_is_measured_eager(
         assert "compile_seconds" not in found[each]
 
 
+@pytest.mark.slow
 def test_the_count_of_recompilations_can_fail(tmp_path: Path) -> None:
     """A denoiser whose graph is one for each number of rows: a plain search has one of them."""
     fresh_compiler()

@@ -711,6 +711,7 @@ def test_a_run_with_everything_set(tmp_path: Path) -> None:
     assert (manifest["placement"]["vae"], manifest["placement"]["offload"]) == ("tiling", "none")
 
 
+@pytest.mark.slow
 def test_the_memory_benchmark_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--tiny", "--device=cpu", "--steps=2", "--batch_size=1", f"--output_dir={tmp_path}"]
     chosen = ["--pipelines", "sdxl", "wan2.1-1.3b", "--placements", "none", "group"]

@@ -231,7 +231,8 @@ def test_a_local_verifier_is_asked_by_one_prompt_at_a_time(tmp_path: Path, engin
     assert content(runs.go_on("together", 3)) == content(runs.go_on("alone", 1))
 
 
-@pytest.mark.parametrize("number", [11, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [11, 24])
 def test_prompts_at_once_go_on_from_wherever_they_were_killed(runs: Runs, number: int) -> None:
     alone = content(runs.go_on("alone", 1))
     with pytest.raises(Killed), killed_at(number):
@@ -239,6 +240,7 @@ def test_prompts_at_once_go_on_from_wherever_they_were_killed(runs: Runs, number
     assert content(runs.go_on("together", 2)) == alone
 
 
+@pytest.mark.slow
 def test_a_failing_prompt_leaves_the_others_alone(runs: Runs) -> None:
 
     falls = [ZeroDivisionError]
@@ -290,6 +292,7 @@ def rows_of(runs: Runs, name: str, at_once: int = 1) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, lines) if row["prompt_index"] == 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pool", "images"), [("nested", 13), ("fresh", 13)])
 def test_a_blind_searchs_batches_are_filled_with_later_rounds(
     tmp_path: Path, engine: Engine, pool: str, images: int

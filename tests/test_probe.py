@@ -380,6 +380,7 @@ def test_a_whole_probe_costs_what_its_plan_said_and_reports_what_its_rows_say(
         assert line["text"][:40] in " ".join(report.split())
 
 
+@pytest.mark.slow
 def test_a_probe_that_is_cut_anywhere_goes_on_to_the_same_findings(tmp_path: Path) -> None:
     own = still_config(tmp_path / "world", verifier_args={"name": "tests.interrupted:Counted"})
     (tmp_path / "own.json").write_text(json.dumps(own))

@@ -180,6 +180,7 @@ SHORT = {"search_args": {"search_method": "random", "search_rounds": 2}, "verifi
          "batch_size_for_img_gen": BATCH}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_auto_goes_on_with_the_newest_unfinished_run_of_the_config(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,7 +313,14 @@ def test_seconds_spent_before_an_interruption_count(world: Callable[..., World])
     assert len(rows) == sum(len(line["asked"]["seeds"]) for line in batches)
 
 
-@pytest.mark.parametrize("name", ["candidates.jsonl", "state/prompt1.jsonl", "state/done.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "candidates.jsonl",
+        pytest.param("state/prompt1.jsonl", marks=pytest.mark.slow),
+        pytest.param("state/done.jsonl", marks=pytest.mark.slow),
+    ],
+)
 def test_a_torn_last_line_is_dropped_and_a_torn_middle_line_is_named(
     name: str, world: Callable[..., World]
 ) -> None:
@@ -599,7 +607,8 @@ def test_what_is_made_before_the_verifier_moves_in_is_not_made_again(
     assert made.engine.denoiser.rows - rows == each  # all was made, and only scores were missing
 
 
-@pytest.mark.parametrize("method", ["random", pytest.param("zero-order", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["random", "zero-order"])
 def test_videos_are_judged_by_their_very_frames_after_an_interruption(
     method: str, tmp_path: Path, world: Callable[..., World]
 ) -> None:

@@ -252,6 +252,7 @@ def test_too_few_rows_are_refused(tmp_path: Path) -> None:
         ran(tmp_path, budget={"rows": 1}, pipeline_call_args={"num_inference_steps": 2})
 
 
+@pytest.mark.slow
 def test_a_scheduler_with_an_infinite_setting_is_written_down(tmp_path: Path) -> None:
     folder = ran(
         tmp_path,

@@ -55,14 +55,14 @@ def played(search, budget: Budget, rounds: int | None = None, **engine):  # type
     return list(play(search, space, runs, ledger, rounds)), runs, ledger
 
 
-@pytest.mark.parametrize("limit", [10, 57, 200, 1003])
+@pytest.mark.parametrize("limit", [10, 57, 1003])
 def test_never_over_budget_and_the_ledger_equals_the_rows_run(build, limit: int) -> None:
     answers, engine, ledger = played(build(), Budget(nfe=limit))
     assert engine.rows == ledger.spent.nfe == sum(a.cost.nfe for a in answers)
     assert limit - 10 < ledger.spent.nfe <= limit  # no more left than one image of 10 steps
 
 
-@pytest.mark.parametrize("limit", [20, 115, 402])
+@pytest.mark.parametrize("limit", [20, 115])
 def test_rows_can_be_the_budget_where_each_nfe_takes_two(build, limit: int) -> None:
     search, space = build(), ToySpace()
     engine = ToyEngine(space, stochastic="stochastic" in search.needs)
@@ -154,7 +154,7 @@ def test_rounds_end_the_search_and_are_numbered_from_one(build) -> None:
 
 
 def test_whichever_of_budget_and_rounds_ends_first(build) -> None:
-    few, _, _ = played(build(), Budget(nfe=10_000), rounds=2)
+    few, _, _ = played(build(), Budget(nfe=2_000), rounds=2)
     assert max(answer.round for answer in few) <= 2  # one may be fitted to spend it all
     short, _, ledger = played(build(), Budget(nfe=30), rounds=50)
     assert ledger.spent.nfe <= 30 and short

@@ -80,6 +80,7 @@ def test_what_is_no_policy_is_one_sentence(text: str) -> None:
         Policy.parse(text)
 
 
+@pytest.mark.slow
 def test_a_probes_run_is_replayed_by_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

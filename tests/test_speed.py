@@ -191,6 +191,7 @@ def test_an_offloaded_denoiser_is_not_compiled() -> None:
         compiles(asking(compile="on"), FLUX, "cuda:0", "model", None)
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
