@@ -99,6 +99,7 @@ def test_no_judge_is_asked_twice_wherever_a_comparison_is_cut(
         assert seen + Counting.images == whole.images  # the call that ended it was not answered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, -1])  # in a verifier's first call, and in a judge's last
 def test_a_search_that_fails_costs_no_other_and_is_tried_again(
     at: int, path: Path, whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str]

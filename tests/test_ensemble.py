@@ -163,6 +163,7 @@ def test_a_round_closes_on_the_values_its_search_was_sent(
         assert record["best_score"] == pytest.approx(max(mine))
 
 
+@pytest.mark.slow
 def test_under_ranks_the_best_always_has_its_picture(tmp_path: Path) -> None:
     search = {"search_method": "zero-order", "search_rounds": 6, "num_neighbors": 2}
     members = [PAIR[0], {**PAIR[0], "sign": -1.0, "every": 3}, {"name": "shapes_oracle"}]

@@ -194,6 +194,7 @@ def _stuck(api: FakeApi, before: int) -> bool:
     return before < calls == len(api.calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [

@@ -338,6 +338,7 @@ def test_self_similarity_is_the_cosine_of_preview_and_picture(models: dict[str, 
     assert verifier.score([Item(late[0], "", late[0])])[0].value == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_in_a_run_an_estimate_with_less_noise_is_more_like_the_picture(tmp_path: Path) -> None:
     runs = []
     for noise in (0.95, 0.6, 0.2):
@@ -564,6 +565,7 @@ def test_a_broken_image_among_the_statistics_is_named(
         built("fid", models["vit"], statistics=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_in_a_run_the_winners_join_the_set(
     models: dict[str, str], reference: str, tmp_path: Path
 ) -> None:

@@ -226,6 +226,7 @@ def test_prompts_at_once_leave_the_same_bytes_as_one_after_another(runs: Runs) -
     assert len(set(Far.asked[:3])) == 3 and len(one_after_another) == 4
 
 
+@pytest.mark.slow
 def test_a_local_verifier_is_asked_by_one_prompt_at_a_time(tmp_path: Path, engine: Engine) -> None:
     runs = Runs(tmp_path, engine, verifier_args=NEAR)
     assert content(runs.go_on("together", 3)) == content(runs.go_on("alone", 1))

@@ -94,6 +94,7 @@ class _interrupted:
         self._handle.remove()
 
 
+@pytest.mark.slow
 def test_a_search_explores_by_its_profile_and_renders_the_best_exactly(tmp_path: Path) -> None:
     small = {"search_method": "random", "search_rounds": 2}
     call = {"num_inference_steps": 4, "height": 32, "width": 32}

@@ -155,6 +155,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "order", "factors"),
     [pytest.param(*case, marks=pytest.mark.slow if i > 0 else ()) for i, case in enumerate(CASES)],

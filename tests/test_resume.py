@@ -151,6 +151,7 @@ def test_a_run_killed_at_a_write_goes_on_to_the_same_bytes(
     assert runs_equal(made, lambda n: range(OFTEN.index(method), n, 29)) >= 2
 
 
+@pytest.mark.slow
 def test_the_other_bundled_pipeline_goes_on_to_the_same_bytes_too(
     world: Callable[..., World],
 ) -> None:
@@ -313,6 +314,7 @@ def test_seconds_spent_before_an_interruption_count(world: Callable[..., World])
     assert len(rows) == sum(len(line["asked"]["seeds"]) for line in batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -429,6 +431,7 @@ def test_prompts_that_all_fail_stop_the_run(tmp_path: Path) -> None:
     assert not (folder / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_verifier_that_never_answers_stops_the_run_and_is_asked_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -567,6 +570,7 @@ def test_memory_runs_out_in_other_words_too(said: str) -> None:
     assert not out_of_memory(ValueError(said))
 
 
+@pytest.mark.slow
 def test_what_is_made_before_the_verifier_moves_in_is_not_made_again(
     world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:

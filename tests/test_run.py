@@ -320,6 +320,7 @@ def test_previews_are_scored_recorded_and_never_win(tmp_path: Path) -> None:
     assert len(list(folder.glob("*.png"))) == 2
 
 
+@pytest.mark.slow
 def test_a_verifier_may_ask_for_a_preview_of_each_finished_image(tmp_path: Path) -> None:
     """At no NFE of its own, and without changing the images."""
     search = {"search_method": "random", "search_rounds": 2}
@@ -362,6 +363,7 @@ HARD = [
 ]
 
 
+@pytest.mark.slow
 def test_hard_prompts_stay_in_the_folder_and_share_no_files(tmp_path: Path) -> None:
     listing = tmp_path / "prompts.txt"
     listing.write_text("\n".join(HARD) + "\n\n", encoding="utf-8")

@@ -55,6 +55,7 @@ def test_nested_pools_double_with_half_the_images() -> None:
     assert sizes == [(2, 0), (2, 2), (4, 4), (8, 8)]
 
 
+@pytest.mark.slow
 def test_a_nested_pool_of_eight_is_eight_fresh_noises_in_law() -> None:
     """300 runs each: the largest gap between the two distributions of the best score stays below
     the Kolmogorov-Smirnov bound at 1 %."""

@@ -148,6 +148,7 @@ def test_three_shards_gone_on_with_by_two_come_to_what_one_process_does(
     assert "is finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_shard_searches_for_prompts_at_once(tmp_path: Path, ask: Ask) -> None:
     whole = run(ask(), str(tmp_path / "one")).folder
     turns = {"prompts_at_once": 2, "compile": "auto"}
@@ -223,6 +224,7 @@ def test_memory_that_was_short_elsewhere_lowers_no_other_processes_batches(
     assert found == [1, 4, 8, 8]
 
 
+@pytest.mark.slow
 def test_a_shard_counts_its_own_passes_to_see_whether_compiling_pays(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -288,6 +288,7 @@ def test_a_small_budget_grows_fewer_paths_at_once() -> None:
     assert Tree(nfe=50).sized(10, 40).nfe == 40
 
 
+@pytest.mark.slow
 def test_it_beats_best_of_n_on_a_smooth_score() -> None:
     """Minus the distance to a point off the centre of one Gaussian, 8 dimensions, 40 images."""
 
