@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -41,6 +42,17 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
 def counted(number: int, thing: str, things: str | None = None) -> str:
     """So many of a thing; its plural ends in s where none is given."""
     return f"{number} {thing}" if number == 1 else f"{number} {things or f'{thing}s'}"
+
+
+def declared(found: Any, name: str) -> bool:
+    """Whether a class has this attribute, or its objects will, as a field of a dataclass."""
+    return hasattr(found, name) or name in getattr(found, "__dataclass_fields__", {})
+
+
+def fixed(found: Any, name: str, otherwise: Any) -> Any:
+    """A class's own value of an attribute; `otherwise` where each object has one of its own."""
+    value = getattr(found, name, otherwise)
+    return otherwise if isinstance(value, property | functools.cached_property) else value
 
 
 def check_options(

@@ -35,7 +35,8 @@ TIMES = ("seconds", "best_img_path")  # what differs between equal runs: times, 
 
 def figures(repeats: int, quick: bool) -> list[Figure]:
     """Ratios of seconds, one process to two; nothing where two would share a core."""
-    if (cores := len(os.sched_getaffinity(0))) < 2:
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    if (cores := len(affinity(0)) if affinity else os.cpu_count() or 1) < 2:
         print(f"parallel: left out, for two processes need two cores and there is {cores}.")
         return []
     found = measure(_words(CONFIG, 2 if quick else 4, quick), 2, min(repeats, TURNS))

@@ -54,7 +54,9 @@ def sentence(error: ValidationError, prefix: str = "", model: Any = None) -> str
 
 def _path(error: ErrorDetails) -> tuple[str, ...]:
     """The key that is complained of; of a union's members each has a complaint of its own."""
-    return tuple(str(part) for part in error["loc"] if not BRANCH.fullmatch(str(part)))
+    *path, last = (str(part) for part in error["loc"] or ("",))
+    kept = [part for part in path if not BRANCH.fullmatch(part)]
+    return (*kept, last) if error["type"] in UNKNOWN or not BRANCH.fullmatch(last) else (*kept,)
 
 
 def _complaint(path: Sequence[str], errors: Sequence[ErrorDetails], model: Any) -> str:

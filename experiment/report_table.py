@@ -22,7 +22,7 @@ from experiment.report_measures import (
     spent,
 )
 from experiment.statistics import FEWEST, LEVEL, RESAMPLES, Estimate, estimate
-from utils import significant, write_atomically
+from utils import counted, significant, write_atomically
 
 COLUMNS = (
     "run", "quantity", "metric", "against", "n", "prompts", "value", "low", "high", "category"
@@ -246,9 +246,10 @@ def _tested(found: Sequence[Pair]) -> str:
     tests = "the exact sign test (McNemar's)" if share else "a sign-flip randomization test"
     if not share and any(pair.share for pair in found):
         tests += ", the exact sign test (McNemar's) where all scores are 0 or 1"
+    compared = sum(not math.isnan(pair.difference.p) for pair in found)
     return (
         f"Bold: the difference has p < {1 - LEVEL:.2g} by {tests}, after Holm's correction for the"
-        f" {len(found)} {'pair' if len(found) == 1 else 'pairs'} of runs. In a win rate a tie"
+        f" {counted(compared, 'pair')} of runs that were tested. In a win rate a tie"
         " is half a win."
     )
 

@@ -206,7 +206,7 @@ def flip_test(differences: Values, *, flips: int = RESAMPLES, seed: int = 0) -> 
     return float((1 + (sums >= least).sum()) / (1 + flips))
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=2)
 def _signs(n: int, flips: int, seed: int) -> NDArray[np.float64]:
     return np.random.default_rng(seed).choice([-1.0, 1.0], size=(flips, n))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +32,7 @@ def call_source(pipeline: object) -> CallSource | None:
         if isinstance(node, ast.ClassDef) and node.name == pipeline:
             for member in node.body:
                 if isinstance(member, ast.FunctionDef) and member.name == "__call__":
-                    return CallSource(_parameters(member), frozenset(_handed(member)))
+                    return CallSource(_parameters(member), _handed(member))
     return None
 
 
@@ -57,12 +56,15 @@ def _parameters(call: ast.FunctionDef) -> frozenset[str]:
     return frozenset(each.arg for each in named) - {"self"}
 
 
-def _handed(call: ast.FunctionDef) -> Iterator[str]:
-    """Keywords with which steps are set on the pipeline's own scheduler."""
-    for node in ast.walk(call):
-        if not isinstance(node, ast.Call) or not _sets_steps(node):
-            continue
-        yield from (key.arg for key in node.keywords if key.arg and key.arg not in OPTIONAL)
+def _handed(call: ast.FunctionDef) -> frozenset[str]:
+    """Keywords with which steps are set on the pipeline's own scheduler, whichever way it is: some
+    hand over more to some schedulers."""
+    ways = [
+        {key.arg for key in node.keywords if key.arg} - OPTIONAL
+        for node in ast.walk(call)
+        if isinstance(node, ast.Call) and _sets_steps(node)
+    ]
+    return frozenset(set.intersection(*ways)) if ways else frozenset()
 
 
 def _sets_steps(node: ast.Call) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from search.core import Flow, Need, Rollout, Scored, Search, Space
-from utils import UserError
+from utils import UserError, declared, fixed
 
 # What a search has beside its `flow`, and how it is written where nothing special is wanted.
 MEMBERS = {
@@ -26,18 +26,18 @@ class BadSearch(UserError):
 
 def check_search(name: str, found: Any) -> None:
     """Refuse a class that lacks a part of a search, or has it of another kind."""
-    lacking = [f"`{MEMBERS[member]}`" for member in MEMBERS if not hasattr(found, member)]
+    lacking = [f"`{MEMBERS[member]}`" for member in MEMBERS if not declared(found, member)]
     if lacking:
         raise UserError(f"'{name}' is no complete search method: add {' and '.join(lacking)}.")
     known = get_args(Need)
-    needs = found.needs
+    needs, blind = fixed(found, "needs", ()), fixed(found, "blind", False)
     if not isinstance(needs, frozenset | set | tuple | list) or not set(needs) <= set(known):
         raise UserError(
             f"'{name}' has needs={needs!r}: give a frozenset of {', '.join(known)}, or none of"
             " them."
         )
-    if not isinstance(found.blind, bool):
-        raise UserError(f"'{name}' has blind={found.blind!r}: give True or False.")
+    if not isinstance(blind, bool):
+        raise UserError(f"'{name}' has blind={blind!r}: give True or False.")
     for method in ("sized", "flow"):
         if not callable(getattr(found, method)):
             raise UserError(f"'{name}' has a '{method}' that is no method: write `def {method}`.")

@@ -18,7 +18,7 @@ from main import main
 from pipelines.call_source import call_source
 from pipelines.loading import pipeline_class
 from pipelines.schedule import is_straight
-from utils import ROOT
+from utils import ROOT, UserError
 
 FLUX = "configs/shapes_flux.json"
 
@@ -150,6 +150,19 @@ def test_the_source_of_a_call_says_what_the_class_says() -> None:
         named = inspect.signature(build.__call__).parameters.values()
         assert source.takes == {p.name for p in named if p.kind is not p.VAR_KEYWORD} - {"self"}
     assert call_source("NoSuchPipeline") is None
+    some = call_source("EasyAnimatePipeline")  # hands `mu` to flow schedulers alone
+    assert some is not None and not some.hands
+
+
+@pytest.mark.parametrize("key", ["SearchArgs", "float", "none", "engine_args.int"])
+def test_a_key_may_have_any_name(key: str) -> None:
+    *part, last = key.split(".")
+    content = {
+        "pretrained_model_name_or_path": "x",
+        **({part[0]: {last: 3}} if part else {last: 3}),
+    }
+    with pytest.raises(UserError, match=f"^Unknown key '{key}'"):
+        parse_config(content)
 
 
 def test_a_straight_way_is_read_off_the_scheduler() -> None:

@@ -40,6 +40,21 @@ class Whole(Bare):
 
 
 @dataclass(frozen=True)
+class Choosing(Bare):
+    """What it needs depends on its options."""
+
+    noisy: bool = False
+    blind: bool = field(default_factory=bool)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"stochastic"} if self.noisy else ())
+
+    def sized(self, steps: int, nfe: int) -> Self:
+        return self
+
+
+@dataclass(frozen=True)
 class Misspelt(Whole):
     needs: ClassVar[Any] = frozenset({"midways"})
 
@@ -154,6 +169,10 @@ def test_a_search_of_ones_own_is_told_what_it_lacks_before_anything_loads(
     assert planned(f"{__name__}:Whole").most.images == 4
 
 
+def test_what_a_search_needs_may_be_each_objects_own() -> None:
+    assert planned(f"{__name__}:Choosing").most.images == 4
+
+
 @pytest.mark.parametrize("name", verifiers.VERIFIERS)
 def test_our_own_verifiers_are_whole(name: str) -> None:
     verifiers.verifier_class(name)
@@ -174,6 +193,17 @@ class Graded(BaseVerifier):
 class Metricless(BaseVerifier):
     def score(self, items: Sequence[Item]) -> list[Score]:
         return []
+
+
+@dataclass
+class Named(Graded):
+    """Its metrics depend on its options."""
+
+    name: str = "quality"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.name,)
 
 
 @dataclass
@@ -200,6 +230,11 @@ class NoBase:
 def test_a_verifier_of_ones_own_is_told_what_it_lacks(name: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         planned("random", verifier_args={"name": f"{__name__}:{name}"})
+
+
+def test_a_verifiers_metrics_may_be_each_objects_own() -> None:
+    args = {"name": f"{__name__}:Named", "choice_of_metric": "quality"}
+    assert planned("random", verifier_args=args).most.images == 4
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,20 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any
 
-from utils import UserError
-from verifiers.base import BaseVerifier, Score, Verifier
+from utils import UserError, declared, fixed
+from verifiers.base import Score, Verifier
 
+PARTS = [
+    part
+    for part in (*Verifier.__annotations__, *vars(Verifier))
+    if part[0] != "_" and part != "metrics"  # which have a sentence of their own
+]
 MOST_NAMED = 3  # parts that are lacking
 
 
 def check_verifier(name: str, found: Any) -> None:
     """Refuse a class that lacks a part of a verifier, or names its metrics wrongly."""
-    lacking = [
-        f"'{part}'" for part in vars(BaseVerifier) if part[0] != "_" and not hasattr(found, part)
-    ]
+    lacking = [f"'{part}'" for part in PARTS if not declared(found, part)]
     if lacking:
         named = ", ".join(lacking[:MOST_NAMED])
         more = f" and {len(lacking) - MOST_NAMED} more" if len(lacking) > MOST_NAMED else ""
@@ -24,7 +27,7 @@ def check_verifier(name: str, found: Any) -> None:
             f"'{name}' is no complete verifier, it lacks {named}{more}: derive it from"
             " verifiers.base.BaseVerifier."
         )
-    metrics = getattr(found, "metrics", None)
+    metrics = fixed(found, "metrics", ("its own",)) if declared(found, "metrics") else None
     if not isinstance(metrics, tuple | list) or not metrics:
         raise UserError(
             f"'{name}' does not say what it measures: add `metrics: ClassVar = (\"quality\",)` with"
