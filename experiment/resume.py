@@ -31,7 +31,8 @@ AUTO = (
     "engine_args.vae",
 )
 SAME = ("weights", "rubrics", "prompts_hash")  # of the manifest
-LIKE = ("device", "verifier_device", "packages", "threads", "git_revision")
+CODE = "git_revision"
+LIKE = ("device", "verifier_device", "packages", "threads", CODE)
 
 
 def run_to_resume(config: ExperimentConfig, output_dir: str, resume: str) -> Path | None:
@@ -131,7 +132,10 @@ def check_world(folder: Path, now: Mapping[str, Any]) -> list[str]:
 
 def told_of(others: Sequence[str]) -> str:
     """What differs, as it is said."""
-    return f"Other {', '.join(others)} than before: images may differ in their last bits."
+    text = f"Other {', '.join(others)} than before: images may differ in their last bits."
+    if CODE in others:
+        text += " If a search has changed since, prompts from here on are searched for as it is now."
+    return text
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
