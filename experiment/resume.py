@@ -134,7 +134,7 @@ def told_of(others: Sequence[str]) -> str:
     """What differs, as it is said."""
     text = f"Other {', '.join(others)} than before: images may differ in their last bits."
     if CODE in others:
-        text += " If a search has changed since, prompts from here on are searched for as it is now."
+        text += " If a search has changed since, prompts from here on go by its new form."
     return text
 
 
