@@ -39,7 +39,11 @@ VARIANTS = {
     "evosearch": [{}, {"schedule": (0.5,), "start": 3, "population": 4, "elites": 1}],
     "tree": [{}, {"greedy": False, "depths": 3, "widening": 2}, {"depths": 1}, {"nfe": 60}],
 }
-CASES = [(name, options) for name in SEARCHES for options in VARIANTS.get(name, [{}])]
+CASES = [
+    pytest.param((name, options), marks=pytest.mark.slow if i else ())  # the defaults come first
+    for name in SEARCHES
+    for i, options in enumerate(VARIANTS.get(name, [{}]))
+]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
